@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Makes .venv once (again when pyproject.toml or the constraints change), then runs what is asked:
+#   ./setup.sh            only set up
+#   ./setup.sh run        train PPO on CartPole-v1 with entropy regularisation beside a twin without
+#   ./setup.sh test       the test suite         ./setup.sh lint    ruff and mypy
+#   ./setup.sh check      the fast tests         ./setup.sh soak    the long fault tests
+# PYTHON chooses the interpreter, TORCH_INDEX_URL the index torch comes from (PyTorch's CPU index spares people without a GPU gigabytes).
+set -euo pipefail
+cd "$(dirname "$0")"
+task="${1:-}"
+case "$task" in
+    "" | run) extra=run ;;
+    test | check | soak) extra=test ;;
+    lint) extra=test,lint ;;
+    *) echo "setup.sh: unknown task '$task': run, test, check, soak, lint or nothing" >&2; exit 2 ;;
+esac
+extra="${ENTREG_EXTRA:-$extra}"
+[ "$task" = run ] && extra="$extra,fused"
+
+find_python() {
+    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.10 python}; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; then echo "$candidate"; return; fi
+    done
+    echo "setup.sh: Python 3.10 or newer is needed; set PYTHON=/path/to/python" >&2; exit 1
+}
+
+stamp_of() { cat pyproject.toml constraints/ci.txt setup.sh | cksum | cut -d' ' -f1; }
+
+set_up() {
+    local stamp=".venv/stamp-$(stamp_of)"
+    local have=""; [ -f "$stamp" ] && have=$(cat "$stamp")
+    local missing=""
+    for one in ${extra//,/ }; do case " $have " in *" $one "* | *" all "*) ;; *) missing="$missing,$one" ;; esac; done
+    [ -z "$missing" ] && return
+    [ -x .venv/bin/python ] || "$(find_python)" -m venv .venv
+    echo "setting up .venv (${missing#,}); the first time takes a minute or two" >&2
+    if [ -n "${TORCH_INDEX_URL:-}" ]; then .venv/bin/python -m pip install -q --disable-pip-version-check -c constraints/ci.txt --index-url "$TORCH_INDEX_URL" torch; fi
+    .venv/bin/python -m pip install -q --disable-pip-version-check -c constraints/ci.txt -e ".[${missing#,}]"
+    rm -f .venv/stamp-*
+    echo "$have ${missing//,/ }" >"$stamp"
+}
+
+set_up
+export PATH="$PWD/.venv/bin:$PATH"
+case "$task" in
+    run) exec entreg train ppo --env CartPole-v1 --coef 'linear(0.01, 0)' --coef 0 ;;
+    test) exec python -m pytest ${PYTEST_ARGS:-} ;;
+    check) exec python -m pytest -m 'not slow and not browser' ${PYTEST_ARGS:-} ;;
+    soak) exec python -m bench.soak ;;
+    lint) ruff check && ruff format --check && mypy ;;
+esac

@@ -1,0 +1,1 @@
+"""Entropy regularisation for any training loop."""

@@ -1,0 +1,21 @@
+"""What every test has: one thread for small tensors, and no skip that is not listed where all extras are installed."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+ALLOWED_SKIPS = Path(__file__).parent / "allowed_skips"
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """With ENTREG_NO_SKIPS=1 a skipped test that `allowed_skips` does not list is a failure."""
+    report = (yield).get_result()
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("ENTREG_NO_SKIPS") == "1":
+        allowed = [line.split("#")[0].strip() for line in ALLOWED_SKIPS.read_text().splitlines()]
+        if item.nodeid not in allowed:
+            report.outcome = "failed"
+            report.longrepr = f"skipped, but not listed in tests/allowed_skips: {item.nodeid}: {report.longrepr}"
