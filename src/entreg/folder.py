@@ -1,0 +1,167 @@
+"""Run folders: their names, `config.json`, and finding the one to go on with.
+
+`runs/<recipe>-<task>-<seed>-<time>/`: letters, digits, dot, dash and underscore only, so that every file system takes it; no links.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from entreg import disk
+from entreg.record import FILE as RECORDS
+
+CONFIG = "config.json"
+PACKAGES = ("entreg", "torch", "numpy", "gymnasium")
+
+
+def slug(text: str) -> str:
+    """`text` as a part of a folder name: every run of other characters is one dash, 60 characters at most.
+
+    >>> slug("ALE/Pong-v5"), slug("my_envs.maze:Maze-v0"), slug("..")
+    ('ALE-Pong-v5', 'my_envs.maze-Maze-v0', 'x')
+    """
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:60].rstrip("-.") or "x"
+
+
+def new_folder(out: Path, recipe: str, task: str, seed: int) -> Path:
+    """Make a folder that was not there before, `out` too where needed.
+
+    Raises: `OSError` that says in one line which folder could not be made and why.
+    """
+    name = "-".join([slug(recipe), slug(task), str(seed), datetime.now().strftime("%Y%m%d-%H%M%S")])
+    made: list[Path] = []
+    try:
+        for parent in reversed([path for path in (out, *out.parents) if not path.exists()]):
+            disk.make_folder(parent)
+            made.append(parent)
+        for number in range(1, 1000):
+            folder = out / (name if number == 1 else f"{name}-{number}")
+            try:
+                disk.make_folder(folder)
+                return folder
+            except FileExistsError:
+                continue
+        raise FileExistsError(17, "too many runs in one second", str(out / name))
+    except OSError as error:
+        for parent in reversed(made):
+            parent.rmdir()
+        raise type(error)(error.errno, f"out: cannot make a run folder: {error.strerror}", str(out)) from None
+
+
+def describe(
+    recipe: str,
+    task: str,
+    config: Any,
+    settings: Any,
+    *,
+    members: Sequence[Mapping[str, Any]] = (),
+    command: str | None = None,
+    spell: Callable[[Any], Any] = repr,
+) -> bytes:
+    """The bytes of `config.json`: alone enough to run it again.
+
+    Raises: `TypeError` for what `spell` turns into no JSON value.
+    """
+    page = {
+        "recipe": recipe,
+        "task": task,
+        "config": plain(config, spell),
+        "run": plain(settings, spell),
+        "members": [plain(member, spell) for member in members],
+        "command": command,
+        "versions": versions(),
+        "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+    return json.dumps(page, indent=1).encode() + b"\n"
+
+
+def plain(value: Any, spell: Callable[[Any], Any]) -> Any:
+    """`value` as JSON: the outermost dataclass by its fields, tuples as lists, paths as text, everything else as `spell` writes it.
+
+    >>> plain({"coef": (0.5, None), "out": Path("runs"), "rule": slice(2)}, repr)
+    {'coef': [0.5, None], 'out': 'runs', 'rule': 'slice(None, 2, None)'}
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _item(item, spell) for key, item in value.items()}
+    return _item(value, spell)
+
+
+def _item(value: Any, spell: Callable[[Any], Any]) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {str(key): _item(item, spell) for key, item in value.items()}
+    if isinstance(value, list) or type(value) is tuple:  # a NamedTuple (a Family) is one thing and has a spelling
+        return [_item(item, spell) for item in value]
+    return spell(value)
+
+
+def versions() -> dict[str, Any]:
+    """What the numbers of a run may depend on: versions of packages (None where absent), Python, cores, platform."""
+    found: dict[str, Any] = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return {**found, "python": platform.python_version(), "cores": os.cpu_count(), "platform": platform.platform()}
+
+
+def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The `config.json` of a run folder.
+
+    Raises: `ValueError` that names the folder when it is no run folder.
+    """
+    path = Path(folder) / CONFIG
+    try:
+        page = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} is no run folder: {CONFIG} cannot be read ({error})") from None
+    if not isinstance(page, dict) or not {"recipe", "task", "config", "run"} <= page.keys():
+        raise ValueError(f"{folder} is no run folder: {CONFIG} lacks recipe, task, config or run")
+    return page
+
+
+def find_run(resume: str | os.PathLike[str], out: Path = Path("runs"), recipe: str | None = None) -> Path:
+    """The run folder to go on with: `resume` itself, or with `"latest"` the one under `out` (of `recipe`) that last wrote a record or checkpoint.
+
+    Raises: `ValueError` where there is none, or where it is one of another recipe.
+    """
+    if str(resume) != "latest":
+        found = read_config(resume)["recipe"]
+        if recipe not in (None, found):
+            raise ValueError(f"resume is {str(resume)!r}, a run of {found}; legal are runs of {recipe}")
+        return Path(resume)
+    runs = [(used, path) for path in (out.iterdir() if out.is_dir() else ()) if (used := _last_used(path, recipe)) is not None]
+    if not runs:
+        raise ValueError(f"resume is 'latest', and {out} holds no run{f' of {recipe}' if recipe else ''} with records or a checkpoint")
+    return max(runs)[1]
+
+
+def _last_used(folder: Path, recipe: str | None) -> float | None:
+    try:
+        if recipe not in (None, read_config(folder)["recipe"]):
+            return None
+    except ValueError:
+        return None
+    times = [path.stat().st_mtime for path in (folder / RECORDS, folder / "checkpoint") if path.exists()]
+    return max(times, default=None)
+
+
+def warn(text: str) -> None:
+    """One line on stderr."""
+    print(f"entreg: {text}", file=sys.stderr, flush=True)

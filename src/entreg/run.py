@@ -1,0 +1,283 @@
+"""A run: the folder in which a recipe keeps its configuration, records and checkpoints, and the signals that end it.
+
+    runs/<recipe>-<task>-<seed>-<time>/   config.json  records.jsonl  checkpoint/  (report.html and media/ are written by others)
+
+A recipe opens a `Run`, asks `restore()` for the state to go on from, calls `log`, `checkpoint` and `check_finite` as it goes, leaves its loop when
+`stopping()` says why, and returns `finish(...)`. Times are seconds, steps are what the recipe counts (environment or optimizer steps).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from entreg import disk
+from entreg.checkpoint import Checkpoints, State
+from entreg.folder import CONFIG, describe, find_run, new_folder, read_config, warn
+from entreg.progress import Progress
+from entreg.record import Recorder
+from entreg.sinks import Sinks
+
+__all__ = ["NonFinite", "Run", "RunSettings", "Summary", "Throttle", "exit_status", "find_run", "read_config"]
+KEPT = ("seed", "deterministic", "threads", "eval_every")  # what a resumed run takes from its config.json: they shape the trajectory
+SHARE = 20  # checkpoints take at most one part in SHARE of the time
+
+
+class NonFinite(RuntimeError):
+    """A tensor held a NaN or an infinity; the message names it, the step and where."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What every recipe's run can be told; times in seconds, `eval_every` in steps."""
+
+    seed: int = 0
+    deterministic: bool = False
+    threads: int = 1
+    out: Path = Path("runs")
+    resume: str | None = None  # a run folder, or "latest"
+    checkpoint_every: float = 5.0  # 0: at every call
+    eval_every: int | None = None
+    max_time: float | None = None
+    dry_run: bool = False
+    track: tuple[str, ...] = ()  # of "tensorboard", "trackio", "wandb"
+    quiet: bool = False
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; legal are integers from 0")
+        if self.threads < 1:
+            raise ValueError(f"threads is {self.threads}; legal are integers from 1")
+        if not self.checkpoint_every >= 0:
+            raise ValueError(f"checkpoint_every is {self.checkpoint_every}; legal are seconds from 0")
+        if self.eval_every is not None and self.eval_every < 1:
+            raise ValueError(f"eval_every is {self.eval_every}; legal are steps from 1, or None")
+        if self.max_time is not None and not self.max_time > 0:
+            raise ValueError(f"max_time is {self.max_time}; legal are seconds above 0, or None")
+        if self.dry_run and self.resume is not None:
+            raise ValueError(f"dry_run is True beside resume {self.resume!r}; legal is one of the two: a dry run keeps nothing")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended: `stopped` is None for a run that did all its work, else `"SIGINT"`, `"SIGTERM"`, `"max_time"` or the recipe's own word."""
+
+    folder: Path
+    step: int
+    stopped: str | None
+    metrics: dict[str, float]
+
+
+def exit_status(summary: Summary) -> int:
+    """The exit status of a process whose run ended so: 130 after Ctrl-C, 143 after SIGTERM, else 0.
+
+    >>> exit_status(Summary(Path("runs/x"), 10, "SIGINT", {})), exit_status(Summary(Path("runs/x"), 10, "max_time", {}))
+    (130, 0)
+    """
+    return {"SIGINT": 130, "SIGTERM": 143}.get(summary.stopped or "", 0)
+
+
+class Throttle:
+    """When the next checkpoint may be made: `every` seconds after the last, and so that all together take at most 1/20 of the time.
+
+    With `every` 0 always. The next one is expected to cost what the last did.
+
+    >>> throttle = Throttle(every=5.0, now=0.0)
+    >>> throttle.due(4.9), throttle.due(5.0)
+    (False, True)
+    >>> throttle.spent(5.0, 6.0)  # it took a second: the second one may follow when 2 s are 1/20 of the time
+    >>> throttle.due(39.9), throttle.due(40.0)
+    (False, True)
+    """
+
+    def __init__(self, every: float, now: float) -> None:
+        self._every, self._start, self._last = every, now, now
+        self._total = self._cost = 0.0
+
+    def due(self, now: float) -> bool:
+        """Whether a checkpoint may be made at time `now`."""
+        if self._every == 0:
+            return True
+        return now - self._last >= self._every and now - self._start >= SHARE * (self._total + self._cost)
+
+    def spent(self, start: float, end: float) -> None:
+        """Note that one was made between `start` and `end`."""
+        self._last, self._cost = end, end - start
+        self._total += end - start
+
+
+class Run:
+    """One run of a recipe: `Run.open` makes it, `with run:` handles the signals and closes at the end what is open."""
+
+    def __init__(self, folder: Path, settings: RunSettings, page: Mapping[str, Any]) -> None:
+        self.folder, self.settings = folder, settings
+        members = max(1, len(page["members"]))
+        self._sinks = Sinks(settings.track, folder, page, members=members)
+        self._recorder = Recorder(folder)
+        self._progress = Progress(quiet=settings.quiet or settings.json, members=members)
+        self._checkpoints = Checkpoints(folder / "checkpoint", warn)
+        self._best = self._checkpoints.best_scores()
+        self._start = time.monotonic()
+        self._throttle = Throttle(settings.checkpoint_every, self._start)
+        self._stopped: str | None = None
+        self._state: State | None = None
+        self._handlers: dict[int, Any] = {}
+
+    @classmethod
+    def open(
+        cls,
+        recipe: str,
+        task: str,
+        config: Any,
+        settings: RunSettings = RunSettings(),
+        *,
+        members: Sequence[Mapping[str, Any]] = (),
+        command: str | None = None,
+        spell: Callable[[Any], Any] = repr,
+    ) -> Run:
+        """A run in a new folder under `settings.out`, or with `settings.resume` the existing one, its records cut to its newest checkpoint.
+
+        `config` is the recipe's dataclass; `spell` writes controllers and families. A resumed run goes by its own `config.json`: give it the
+        config that `read_config(find_run(...))` holds; seed, threads, deterministic and eval_every are taken from there.
+
+        Raises: `ValueError`, `TypeError`, `ImportError` or `OSError` in one line, with nothing left on the disk.
+        """
+        if settings.resume is not None:
+            folder = find_run(settings.resume, settings.out, recipe)
+            page = read_config(folder)
+            run = cls(folder, replace(settings, **{name: page["run"][name] for name in KEPT}), page)
+            run._go_on()
+            return run
+        page_bytes = describe(recipe, task, config, settings, members=members, command=command, spell=spell)
+        folder = _dry_folder(settings.out) if settings.dry_run else new_folder(settings.out, recipe, task, settings.seed)
+        try:
+            disk.replace_file(folder / CONFIG, page_bytes)
+            return cls(folder, settings, json.loads(page_bytes))
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _go_on(self) -> None:
+        saved = self._checkpoints.load()
+        self._state = None if saved is None else saved.state
+        step, offset = (0, 0) if saved is None else (int(saved.facts["step"]), int(saved.facts["offset"]))
+        if self._recorder.offset < offset:
+            warn(f"{self.folder}: {offset - self._recorder.offset} bytes of records are missing before the checkpoint of step {step}")
+        self._recorder.cut(offset)
+        self.event(step, "resumed", f"at step {step}")
+
+    # ---------------------------------------------------------------- what a recipe calls
+
+    def log(self, step: int, **values: Any) -> None:
+        """Append a record, show it, and give it to the sinks."""
+        record = self._recorder.append({"step": step, "time": round(time.time(), 3), **values})
+        self._progress.show(record)
+        self._sinks.log(record)
+
+    def event(self, step: int, name: str, message: str) -> None:
+        """Append a record of something that happened: `event` is a short name, `message` a sentence."""
+        self.log(step, event=name, message=message)
+
+    def restore(self) -> State | None:
+        """The state to go on from, as it was given to `checkpoint`; None for a new run."""
+        return self._state
+
+    def checkpoint(self, step: int, state: Callable[[], Mapping[str, Any]], *, force: bool = False) -> bool:
+        """Save `state()` when it is time (`force`: in any case); whether it did.
+
+        Raises: `OSError`, `TypeError` or `Damaged` when it could not; the checkpoints before are then still there.
+        """
+        start = time.monotonic()
+        if not force and not self._throttle.due(start):
+            return False
+        self._recorder.sync()
+        self._checkpoints.save(state(), step=step, offset=self._recorder.offset)
+        self._throttle.spent(start, time.monotonic())
+        return True
+
+    def save_best(self, member: int, score: float, policy: Mapping[str, Any], *, step: int = 0) -> bool:
+        """Keep `policy` as the best of `member` when its score is at least the best so far; whether it did."""
+        if not score >= self._best.get(member, -math.inf):
+            return False
+        self._checkpoints.save_best(member, score, policy, step=step)
+        self._best[member] = score
+        return True
+
+    def stop(self, reason: str) -> None:
+        """Ask the run to stop; the first reason stays."""
+        self._stopped = self._stopped or reason
+
+    def stopping(self) -> str | None:
+        """Why the run should end now, or None."""
+        if self._stopped is None and self.settings.max_time is not None and time.monotonic() - self._start >= self.settings.max_time:
+            self._stopped = "max_time"
+        return self._stopped
+
+    def check_finite(self, step: int, **tensors: Any) -> None:
+        """Raise `NonFinite` when a tensor, array or number holds a NaN or an infinity, after writing an event."""
+        for name, value in tensors.items():
+            if not _all_finite(value):
+                message = f"{name} is not finite at step {step}"
+                self.event(step, "nonfinite", message)
+                raise NonFinite(message)
+
+    def finish(self, step: int, metrics: Mapping[str, float]) -> Summary:
+        """The summary of the run; a run that was stopped gets an event."""
+        stopped = self.stopping()
+        if stopped is not None:
+            self.event(step, "stopped", f"{stopped} at step {step}")
+        self._recorder.sync()
+        return Summary(self.folder, step, stopped, {name: float(value) for name, value in metrics.items()})
+
+    # ---------------------------------------------------------------- signals and the end
+
+    def __enter__(self) -> Run:
+        if threading.current_thread() is threading.main_thread() and not self._handlers:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._handlers[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+        self._progress.close()
+        self._sinks.close()
+        self._recorder.close()
+        if self.settings.dry_run:
+            shutil.rmtree(self.folder)
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT and self._stopped in ("SIGINT", "SIGTERM"):
+            os._exit(130)
+        self._stopped = signal.Signals(number).name
+
+
+def _dry_folder(out: Path) -> Path:
+    near = next(path for path in (out, *out.absolute().parents) if path.is_dir())
+    return Path(tempfile.mkdtemp(prefix="entreg-dry-run-", dir=near))
+
+
+def _all_finite(value: Any) -> bool:
+    if isinstance(value, float | int):
+        return math.isfinite(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return bool(np.isfinite(value).all())
+    import torch
+
+    return bool(torch.isfinite(value).all())
