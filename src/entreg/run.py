@@ -121,55 +121,63 @@ class Throttle:
 
 
 class Run:
-    """One run of a recipe: `Run.open` makes it, `with run:` handles the signals and closes at the end what is open."""
+    """One run of a recipe: made from settings, `start`ed by the recipe when everything is known to be right; a context that handles signals.
 
-    def __init__(self, folder: Path, settings: RunSettings, page: Mapping[str, Any]) -> None:
-        self.folder, self.settings = folder, settings
-        members = max(1, len(page["members"]))
-        self._sinks = Sinks(settings.track, folder, page, members=members)
-        self._recorder = Recorder(folder)
-        self._progress = Progress(quiet=settings.quiet or settings.json, members=members)
-        self._checkpoints = Checkpoints(folder / "checkpoint", warn)
-        self._best = self._checkpoints.best_scores()
+    `started` says whether there is a folder. `ppo.train(config, Run(RunSettings(seed=3)))` is how Python gives settings to a recipe.
+    """
+
+    folder: Path
+
+    def __init__(self, settings: RunSettings = RunSettings(), *, command: str | None = None) -> None:
+        self.settings, self.command, self.started = settings, command, False
         self._start = time.monotonic()
-        self._throttle = Throttle(settings.checkpoint_every, self._start)
         self._stopped: str | None = None
         self._state: State | None = None
         self._handlers: dict[int, Any] = {}
 
     @classmethod
-    def open(
-        cls,
-        recipe: str,
-        task: str,
-        config: Any,
-        settings: RunSettings = RunSettings(),
-        *,
-        members: Sequence[Mapping[str, Any]] = (),
-        command: str | None = None,
-        spell: Callable[[Any], Any] = repr,
+    def open(cls, recipe: str, task: str, config: Any, settings: RunSettings = RunSettings(), **how: Any) -> Run:
+        """A run made and started in one call: see `start`."""
+        return cls(settings, command=how.pop("command", None)).start(recipe, task, config, **how)
+
+    def start(
+        self, recipe: str, task: str, config: Any, *, members: Sequence[Mapping[str, Any]] = (), spell: Callable[[Any], Any] = repr
     ) -> Run:
-        """A run in a new folder under `settings.out`, or with `settings.resume` the existing one, its records cut to its newest checkpoint.
+        """Make a new folder under `settings.out`, or with `settings.resume` take the existing one, its records cut to its newest checkpoint.
 
         `config` is the recipe's dataclass; `spell` writes controllers and families. A resumed run goes by its own `config.json`: give it the
         config that `read_config(find_run(...))` holds; seed, threads, deterministic and eval_every are taken from there.
 
         Raises: `ValueError`, `TypeError`, `ImportError` or `OSError` in one line, with nothing left on the disk.
         """
+        settings = self.settings
         if settings.resume is not None:
             folder = find_run(settings.resume, settings.out, recipe)
             page = read_config(folder)
-            run = cls(folder, replace(settings, **{name: page["run"][name] for name in KEPT}), page)
-            run._go_on()
-            return run
-        page_bytes = describe(recipe, task, config, settings, members=members, command=command, spell=spell)
+            self.settings = replace(settings, **{name: page["run"][name] for name in KEPT})
+            self._use(folder, page)
+            self._go_on()
+            return self
+        page_bytes = describe(recipe, task, config, settings, members=members, command=self.command, spell=spell)
         folder = _dry_folder(settings.out) if settings.dry_run else new_folder(settings.out, recipe, task, settings.seed)
         try:
             disk.replace_file(folder / CONFIG, page_bytes)
-            return cls(folder, settings, json.loads(page_bytes))
+            self._use(folder, json.loads(page_bytes))
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+        return self
+
+    def _use(self, folder: Path, page: Mapping[str, Any]) -> None:
+        self.folder = folder
+        members = max(1, len(page["members"]))
+        self._sinks = Sinks(self.settings.track, folder, page, members=members)
+        self._recorder = Recorder(folder)
+        self._progress = Progress(quiet=self.settings.quiet or self.settings.json, members=members)
+        self._checkpoints = Checkpoints(folder / "checkpoint", warn)
+        self._best = self._checkpoints.best_scores()
+        self._throttle = Throttle(self.settings.checkpoint_every, time.monotonic())
+        self.started = True
 
     def _go_on(self) -> None:
         saved = self._checkpoints.load()
