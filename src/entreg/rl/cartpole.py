@@ -65,11 +65,12 @@ class CartPole:
 
     def step(self, actions: np.ndarray) -> Step:
         self._move(actions)
-        terminated: np.ndarray = (np.abs(self._state[::2], out=self._work[:2]) > self._bounds).any(axis=0)
+        beyond = np.abs(self._state[::2], out=self._work[:2]) > self._bounds
+        terminated: np.ndarray = beyond[0] | beyond[1]
         observation = self._observation()
         reward = np.negative(terminated, dtype=np.float64) if self._sutton_barto else np.ones(self.n)
         truncated: np.ndarray = self._counter.lengths >= self._max_steps - 1
-        ended = np.flatnonzero(terminated | truncated)
+        ended = (terminated | truncated).nonzero()[0]
         episodes = self._counter.update(reward, ended)
         if not episodes:
             return Step(observation, reward, terminated, truncated, None, None, None, episodes)

@@ -4,6 +4,7 @@ A state is JSON: each attribute with its exact type, because NumPy's promotion r
 What is not listed here (and does not offer `Restorable` itself) is not guessed at: `capture` gives None, and the caller starts a new episode.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -61,16 +62,14 @@ def capture(env: gymnasium.Env[Any, Any]) -> dict[str, Any] | None:
     layers = _layers(env)
     if layers is None:
         return None
-    base = env.unwrapped
-    generator = generator_state(base.np_random)
-    inner = _base_state(base)
-    if generator is None or inner is None:
+    generator = generator_state(env.unwrapped.np_random)
+    try:
+        inner = _base_state(env.unwrapped)
+        outer = [{name: encode(getattr(layer, name)) for name in WRAPPERS[type(layer)]} for layer in layers]
+        json.dumps(inner)
+    except TypeError:  # something that is not plain data has been put there
         return None
-    return {
-        "wrappers": [{name: encode(getattr(layer, name)) for name in WRAPPERS[type(layer)]} for layer in layers],
-        "generator": generator,
-        "attributes": inner,
-    }
+    return None if generator is None or inner is None else {"wrappers": outer, "generator": generator, "attributes": inner}
 
 
 def restore(env: gymnasium.Env[Any, Any], state: Mapping[str, Any]) -> None:
