@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass, replace
-from numbers import Real
 from typing import Any, ClassVar, NamedTuple
 
 from .control import Controller, Plateau, as_controller
@@ -64,8 +63,8 @@ class fraction_of_max(Target):
 class greedy_probability(Target):
     """The Shannon entropy at which the most probable action may hold `p`, and all others share the rest equally.
 
-    `-p log p - (1 - p) log((1 - p) / (V - 1))` with V = exp(max_entropy) actions. No distribution of that entropy gives an action more than p. With several heads
-    V counts joint actions and p is the joint greedy one's; independent heads cannot share the rest equally, so theirs holds less than p.
+    `-p log p - (1 - p) log((1 - p) / (V - 1))` with V = exp(max_entropy) actions. No distribution of that entropy gives an action more than p. With several
+    heads V counts joint actions and p is the joint greedy one's; independent heads cannot share the rest equally, so theirs holds less than p.
     ValueError where p is below 1/V (uniform), and in `resolve` for other families than Shannon's.
 
     >>> round(greedy_probability(0.9).nats(math.log(2)), 4)
@@ -80,12 +79,8 @@ class greedy_probability(Target):
 
     def nats(self, size: float) -> float:
         actions = math.exp(number("greedy_probability: max_entropy", size, "a number > 0", lambda x: 0 < x < 700))
-        number(
-            "greedy_probability: p",
-            self.p,
-            f"a number >= 1/{actions:.6g}, the probability of each of the actions when they are equal",
-            lambda p: p * actions >= 1 - 1e-9,
-        )
+        legal = f"a number >= 1/{actions:.6g}, what each of the actions holds when all are equal"
+        number("greedy_probability: p", self.p, legal, lambda p: p * actions >= 1.0 - 1e-9)
         return -self.p * math.log(self.p) - (1.0 - self.p) * (math.log1p(-self.p) - math.log(actions - 1.0))
 
 
@@ -140,9 +135,10 @@ def _fill(value: Any, known: dict[str, float | None]) -> Any:
         return value
     new = {field.name: _fill(getattr(value, field.name), known) for field in fields(value)}
     for name in OPEN:
-        if name in new and new[name] is None and known[name] is not None:
-            low, high = new["bounds"] if name == "init_coef" else (-math.inf, math.inf)
-            new[name] = min(max(known[name], low), high)
+        if name in new and new[name] is None:
+            new[name] = known[name]
+    if new.get("init_coef") is not None:
+        new["init_coef"] = min(max(new["init_coef"], new["bounds"][0]), new["bounds"][1])
     return replace(value, **new)
 
 
@@ -194,5 +190,5 @@ def feasible(target: float, mean: float | Iterable[float]) -> bool:
     >>> feasible(-1.0, 1.84), feasible(-1.0, 1.85), feasible(-2.0, [0.0, 2.5])
     (True, False, True)
     """
-    means = [mean] if isinstance(mean, Real) else list(mean)
-    return sum(best_squashed(float(one)).entropy for one in means) >= number("feasible: target", target)
+    means = mean if isinstance(mean, Iterable) else [mean]
+    return sum(best_squashed(one).entropy for one in means) >= number("feasible: target", target)
