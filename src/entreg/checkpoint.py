@@ -1,8 +1,4 @@
-"""Checkpoints: a nested state as safetensors and JSON in a folder that appears whole or not at all.
-
-A state is a nested dict with text keys. Its leaves are torch tensors, NumPy arrays and scalars, and JSON values: integers of any size, floats
-(nan and infinities too), text, bool, None, lists. What was torch comes back as torch (on the CPU, detached), what was NumPy as NumPy, bit for
-bit; tuples come back as lists; tensors that shared memory come back as copies. Nothing in the files can execute.
+"""Checkpoints: a state (see `state.py`) in a folder that appears whole or not at all.
 
     checkpoint/state-00000007/   state.safetensors  state.json  manifest.json (sizes and sha256 of both, step, byte offset of the records)
     checkpoint/best-0/           the same for the best policy of member 0, with its score
@@ -16,25 +12,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from entreg import disk
+from entreg.state import State, pack, unpack
 
-if TYPE_CHECKING:
-    import torch
-
-State = dict[str, Any]
 TENSORS, TREE, MANIFEST = "state.safetensors", "state.json", "manifest.json"
-# the dtypes that are stored as they are; the others (bfloat16, float8, complex) as their bytes
-NATIVE = frozenset(["float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"])
-LEAF = "__entreg__"  # the key that marks an array's place in state.json: {LEAF: [kind, name, dtype, shape]}
 SERIAL = re.compile(r"state-(\d{8,})")
 BEST = re.compile(r"(?:tmp-old-)?best-(\d+)")
+SHARE = 20  # checkpoints take at most one part in SHARE of the time
 
 
 class Damaged(ValueError):
@@ -47,94 +35,6 @@ class Saved(NamedTuple):
     state: State
     facts: dict[str, Any]
     folder: Path
-
-
-# ---------------------------------------------------------------- a state and its bytes
-
-
-def pack(state: Mapping[str, Any]) -> tuple[bytes, bytes]:
-    """The state as the bytes of `state.safetensors` and of `state.json`.
-
-    Raises: `TypeError` naming the place of a key that is no text or a leaf that is none of the legal kinds.
-    """
-    from safetensors.numpy import save  # the [run] extra
-
-    arrays: dict[str, np.ndarray] = {}
-    tree = _encode(state, "state", arrays)
-    return save(arrays), json.dumps(tree).encode()
-
-
-def unpack(tensors: bytes, tree: bytes) -> State:
-    """The state whose bytes these are.
-
-    >>> state = {"net": {"weight": np.eye(2)}, "rng": {"state": 2**127 + 1}, "best": float("-inf")}
-    >>> again = unpack(*pack(state))
-    >>> again["net"]["weight"].tolist(), again["rng"]["state"] == 2**127 + 1, again["best"]
-    ([[1.0, 0.0], [0.0, 1.0]], True, -inf)
-    """
-    from safetensors.numpy import load
-
-    state: State = _decode(json.loads(tree), load(tensors))
-    return state
-
-
-def _encode(value: Any, place: str, arrays: dict[str, np.ndarray]) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
-        kind = "numpy" if isinstance(value, np.ndarray) else "scalar"
-        if value.dtype.hasobject or value.dtype.fields is not None:
-            raise TypeError(f"{place}: arrays of dtype {value.dtype} cannot be saved; legal are numbers, bool and fixed-width text")
-        return _store(kind, np.asarray(value), value.dtype.str, value.dtype.name, arrays)
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str) or key == LEAF:
-                raise TypeError(f"{place}: the key {key!r} must be text other than {LEAF!r}")
-        return {key: _encode(item, f"{place}.{key}", arrays) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_encode(item, f"{place}[{i}]", arrays) for i, item in enumerate(value)]
-    if (torch := sys.modules.get("torch")) is not None and isinstance(value, torch.Tensor):  # no tensor without torch loaded
-        return _encode_tensor(value, arrays)
-    raise TypeError(f"{place}: a {type(value).__name__} cannot be saved; legal are tensors, arrays, numbers, text, None, lists and dicts of these")
-
-
-def _encode_tensor(tensor: torch.Tensor, arrays: dict[str, np.ndarray]) -> Any:
-    import torch
-
-    name = str(tensor.dtype).removeprefix("torch.")
-    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    array = flat.numpy() if name in NATIVE else flat.view(torch.uint8).numpy()
-    leaf = _store("torch", array, name, array.dtype.name, arrays)
-    leaf[LEAF][3] = list(tensor.shape)
-    return leaf
-
-
-def _store(kind: str, array: np.ndarray, dtype: str, name: str, arrays: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-    key = f"t{len(arrays)}"
-    if name in NATIVE and array.dtype.isnative:
-        arrays[key] = np.ascontiguousarray(array)
-    else:
-        arrays[key] = np.frombuffer(array.tobytes(), np.uint8)
-    return {LEAF: [kind, key, dtype, list(array.shape)]}
-
-
-def _decode(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    if isinstance(value, list):
-        return [_decode(item, arrays) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if LEAF not in value:
-        return {key: _decode(item, arrays) for key, item in value.items()}
-    kind, key, dtype, shape = value[LEAF]
-    data = bytearray(arrays[key].tobytes())  # a copy that is writable and belongs to nobody else
-    if kind == "torch":
-        import torch
-
-        of = getattr(torch, dtype)
-        flat = torch.frombuffer(data, dtype=torch.uint8).view(of) if data else torch.empty(0, dtype=of)
-        return flat.reshape(shape)
-    array = np.frombuffer(data, np.dtype(dtype)).reshape(shape) if data else np.empty(shape, np.dtype(dtype))
-    return array[()] if kind == "scalar" else array
 
 
 # ---------------------------------------------------------------- one folder
@@ -271,3 +171,32 @@ def load_best(folder: Path, member: int) -> Saved:
             except Damaged as error:
                 damage = damage or error
     raise damage or FileNotFoundError(f"{folder}: no best policy of member {member}")
+
+
+class Throttle:
+    """When the next checkpoint may be made: `every` seconds after the last, and so that all together take at most 1/20 of the time.
+
+    With `every` 0 always. The next one is expected to cost what the last did.
+
+    >>> throttle = Throttle(every=5.0, now=0.0)
+    >>> throttle.due(4.9), throttle.due(5.0)
+    (False, True)
+    >>> throttle.spent(5.0, 6.0)  # it took a second: the second one may follow when 2 s are 1/20 of the time
+    >>> throttle.due(39.9), throttle.due(40.0)
+    (False, True)
+    """
+
+    def __init__(self, every: float, now: float) -> None:
+        self._every, self._start, self._last = every, now, now
+        self._total = self._cost = 0.0
+
+    def due(self, now: float) -> bool:
+        """Whether a checkpoint may be made at time `now`."""
+        if self._every == 0:
+            return True
+        return now - self._last >= self._every and now - self._start >= SHARE * (self._total + self._cost)
+
+    def spent(self, start: float, end: float) -> None:
+        """Note that one was made between `start` and `end`."""
+        self._last, self._cost = end, end - start
+        self._total += end - start

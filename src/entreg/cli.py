@@ -159,7 +159,7 @@ def _play(arguments: Any) -> int:
 
     for line in policy.play(
         _folder(arguments.run),
-        episodes=arguments.episodes,
+        count=arguments.episodes,
         temperature=arguments.temperature,
         member=arguments.member,
         seed=arguments.seed,

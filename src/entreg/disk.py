@@ -11,12 +11,29 @@ import shutil
 from io import FileIO
 from pathlib import Path
 
-FALLIBLE = ("make_folder", "open_file", "write", "truncate", "sync", "sync_folder", "rename", "read", "remove")  # what tests/faults.py wraps
+FALLIBLE = (
+    "make_folder",
+    "make_folders",
+    "open_file",
+    "write",
+    "truncate",
+    "sync",
+    "sync_folder",
+    "rename",
+    "read",
+    "size",
+    "remove",
+)  # what tests/faults.py wraps
 
 
 def make_folder(path: Path) -> None:
     """Make one new folder; `FileExistsError` where it is there already."""
     path.mkdir()
+
+
+def make_folders(path: Path) -> None:
+    """Make a folder with its parents where they are missing."""
+    path.mkdir(parents=True, exist_ok=True)
 
 
 def open_file(path: Path, mode: str) -> FileIO:
@@ -60,6 +77,11 @@ def rename(old: Path, new: Path) -> None:
 def read(path: Path) -> bytes:
     """All bytes of a file."""
     return path.read_bytes()
+
+
+def size(file: FileIO) -> int:
+    """The bytes of an open file."""
+    return os.fstat(file.fileno()).st_size
 
 
 def remove(path: Path) -> None:

@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import platform
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import datetime
@@ -21,6 +24,8 @@ from entreg import disk
 from entreg.record import FILE as RECORDS
 
 CONFIG = "config.json"
+LOCK = ".lock"
+DRY = ".dry-run-"
 PACKAGES = ("entreg", "torch", "numpy", "gymnasium")
 
 
@@ -34,7 +39,7 @@ def slug(text: str) -> str:
 
 
 def new_folder(out: Path, recipe: str, task: str, seed: int) -> Path:
-    """Make a folder that was not there before, `out` too where needed.
+    """Make a folder that was not there before, `out` too where needed; nothing stays when that fails.
 
     Raises: `OSError` that says in one line which folder could not be made and why.
     """
@@ -44,18 +49,34 @@ def new_folder(out: Path, recipe: str, task: str, seed: int) -> Path:
         for parent in reversed([path for path in (out, *out.parents) if not path.exists()]):
             disk.make_folder(parent)
             made.append(parent)
-        for number in range(1, 1000):
-            folder = out / (name if number == 1 else f"{name}-{number}")
-            try:
-                disk.make_folder(folder)
-                return folder
-            except FileExistsError:
-                continue
-        raise FileExistsError(17, "too many runs in one second", str(out / name))
+        return _first_free(out, name)
     except OSError as error:
         for parent in reversed(made):
             parent.rmdir()
-        raise type(error)(error.errno, f"out: cannot make a run folder: {error.strerror}", str(out)) from None
+        raise _one_line(error, out) from None
+
+
+def _first_free(out: Path, name: str) -> Path:
+    for number in range(1, 1000):
+        folder = out / (name if number == 1 else f"{name}-{number}")
+        if not folder.exists():
+            with contextlib.suppress(FileExistsError):  # somebody was faster
+                disk.make_folder(folder)
+                return folder
+    raise FileExistsError(errno.EEXIST, "a thousand runs began in this second")
+
+
+def dry_folder(out: Path) -> Path:
+    """A folder for a run that keeps nothing, on the file system on which `out` is or would be; raises as `new_folder` does."""
+    near = next(path for path in (out, *out.absolute().parents) if path.is_dir())
+    try:
+        return Path(tempfile.mkdtemp(prefix=DRY, dir=near))
+    except OSError as error:
+        raise _one_line(error, out) from None
+
+
+def _one_line(error: OSError, out: Path) -> OSError:
+    return type(error)(error.errno, f"out: cannot make a run folder ({error.strerror})", str(out))
 
 
 def describe(
@@ -133,6 +154,8 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{folder} is no run folder: {CONFIG} cannot be read ({error})") from None
     if not isinstance(page, dict) or not {"recipe", "task", "config", "run"} <= page.keys():
         raise ValueError(f"{folder} is no run folder: {CONFIG} lacks recipe, task, config or run")
+    if not isinstance(page["run"], dict):
+        raise ValueError(f"{folder} is no run folder: run in {CONFIG} is {page['run']!r:.80}; legal is an object")
     return page
 
 
@@ -146,7 +169,8 @@ def find_run(resume: str | os.PathLike[str], out: Path = Path("runs"), recipe: s
         if recipe not in (None, found):
             raise ValueError(f"resume is {str(resume)!r}, a run of {found}; legal are runs of {recipe}")
         return Path(resume)
-    runs = [(used, path) for path in (out.iterdir() if out.is_dir() else ()) if (used := _last_used(path, recipe)) is not None]
+    folders = [path for path in (out.iterdir() if out.is_dir() else ()) if not path.name.startswith(DRY)]
+    runs = [(used, path) for path in folders if (used := _last_used(path, recipe)) is not None]
     if not runs:
         raise ValueError(f"resume is 'latest', and {out} holds no run{f' of {recipe}' if recipe else ''} with records or a checkpoint")
     return max(runs)[1]
@@ -162,6 +186,30 @@ def _last_used(folder: Path, recipe: str | None) -> float | None:
     return max(times, default=None)
 
 
+def hold(folder: Path) -> int | None:
+    """Keep other processes from writing this run, until the descriptor that is returned is closed; a process that dies lets go by itself.
+
+    A lock of the process (`lockf`), so that worker processes do not inherit it. Windows has none: None.
+
+    Raises: `ValueError` when another process holds it.
+    """
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(f"resume is {str(folder)!r}, which another process is writing; legal is a run that has ended") from None
+    except OSError:  # a file system without locks
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
 def warn(text: str) -> None:
-    """One line on stderr."""
-    print(f"entreg: {text}", file=sys.stderr, flush=True)
+    """One line on stderr; a stderr that is gone (a closed terminal) is no reason to stop."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"entreg: {text}", file=sys.stderr, flush=True)

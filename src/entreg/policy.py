@@ -1,5 +1,7 @@
 """The policy of a finished run: load it, watch it, export it."""
 
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from entreg.checkpoint import Checkpoints, load_best
 from entreg.folder import find_run, read_config
-from entreg.rl import acting, environments
+from entreg.rl import acting, episodes
 from entreg.rl.acting import Policy
 from entreg.run import warn
 
@@ -41,25 +43,35 @@ def load(folder: str | Path, member: int | None = None) -> Policy:
 
 
 def play(
-    folder: Path, *, episodes: int = 5, temperature: float = 0.0, member: int | None = None, seed: int = 0, save: Path | None = None
+    folder: Path, *, count: int = 5, temperature: float = 0.0, member: int | None = None, seed: int = 0, save: Path | None = None
 ) -> Iterator[str]:
     """Evaluate a run's policy and show an episode, in a window or as an animation file; yields lines to print."""
-    if episodes < 1:
-        raise ValueError(f"episodes must be at least 1, got {episodes}")
+    if count < 1:
+        raise ValueError(f"episodes must be at least 1, got {count}")
     if temperature < 0:
         raise ValueError(f"temperature must not be negative, got {temperature}")
     policy = load(folder, member)
     config: Mapping[str, Any] = read_config(folder)["config"]
-
-    def act(observation: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-        return policy.act(observation, mask, temperature=temperature)
-
-    results = environments.evaluate(config["env"], act, episodes=episodes, seed=seed, env_kwargs=config["env_kwargs"])
+    results = episodes.evaluate(
+        config["env"],
+        lambda observation, mask: policy.act_all(observation, mask, temperature=temperature),
+        count,
+        seed,
+        env_kwargs=config["env_kwargs"],
+    )
     for number, (total, length) in enumerate(results, 1):
         yield f"episode {number}: return {total:g} in {length} steps"
     returns = np.array([total for total, _ in results])
-    yield f"return {returns.mean():.4g} +- {returns.std():.3g} over {episodes} episodes"
-    yield acting.show(act, config, seed=seed, file=save, fallback=folder / "play.gif")
+    yield f"return {returns.mean():.4g} +- {returns.std():.3g} over {count} episodes"
+    if save is None and _has_screen():
+        yield acting.show(policy, config["env"], config["env_kwargs"], seed=seed, temperature=temperature)
+    else:
+        file = save if save is not None else folder / "play.gif"
+        yield acting.film(policy, config["env"], config["env_kwargs"], file, seed=seed, temperature=temperature)
+
+
+def _has_screen() -> bool:
+    return sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 class Exported(nn.Module):

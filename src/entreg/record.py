@@ -42,7 +42,7 @@ def read_records(path: str | os.PathLike[str]) -> Records:
     """
     file = Path(path)
     file = file / FILE if file.is_dir() else file
-    data = file.read_bytes() if file.exists() else b""
+    data = disk.read(file) if file.exists() else b""
     end = data.rfind(b"\n") + 1
     parsed = [_parse(line) for line in data[:end].split(b"\n") if line.strip()]
     lines = [record for record in parsed if record is not None]
@@ -102,7 +102,7 @@ class Recorder:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        disk.make_folders(self.folder)
         self.offset = read_records(self.folder).end
         self._torn = False
         self._file = disk.open_file(self.folder / FILE, "ab")
@@ -139,9 +139,10 @@ class Recorder:
     def cut(self, offset: int) -> None:
         """Cut the file to `offset` bytes, the end of a line: what came later is gone."""
         self._torn = True
-        if (self.folder / FILE).stat().st_size > offset:
+        end = disk.size(self._file)
+        if end > offset:
             disk.truncate(self._file, offset)
-        self.offset = min(offset, (self.folder / FILE).stat().st_size)
+        self.offset = min(offset, end)
         self._torn = False
 
     def sync(self) -> None:

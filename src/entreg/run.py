@@ -8,12 +8,13 @@ A recipe opens a `Run`, asks `restore()` for the state to go on from, calls `log
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import os
 import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,22 +23,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
-
-from entreg import disk
-from entreg.checkpoint import Checkpoints, State
-from entreg.folder import CONFIG, describe, find_run, new_folder, read_config, warn
-from entreg.progress import Progress
+from entreg import disk, sinks
+from entreg.checkpoint import Checkpoints, Throttle
+from entreg.finite import NonFinite, all_finite, where_not_finite
+from entreg.folder import CONFIG, describe, dry_folder, find_run, hold, new_folder, read_config, warn
+from entreg.progress import Progress, closing
 from entreg.record import Recorder
-from entreg.sinks import Sinks
+from entreg.state import State, require_safetensors
 
-__all__ = ["NonFinite", "Run", "RunSettings", "Summary", "Throttle", "exit_status", "find_run", "read_config"]
+__all__ = ["NonFinite", "Run", "RunSettings", "Summary", "closing", "exit_status", "find_run", "read_config"]
+ROOM = 64 * 2**20  # bytes a run may need beside its checkpoints (records, report)
 KEPT = ("seed", "deterministic", "threads", "eval_every")  # what a resumed run takes from its config.json: they shape the trajectory
-SHARE = 20  # checkpoints take at most one part in SHARE of the time
-
-
-class NonFinite(RuntimeError):
-    """A tensor held a NaN or an infinity; the message names it, the step and where."""
 
 
 @dataclass(frozen=True)
@@ -91,39 +87,10 @@ def exit_status(summary: Summary) -> int:
     return {"SIGINT": 130, "SIGTERM": 143}.get(summary.stopped or "", 0)
 
 
-class Throttle:
-    """When the next checkpoint may be made: `every` seconds after the last, and so that all together take at most 1/20 of the time.
-
-    With `every` 0 always. The next one is expected to cost what the last did.
-
-    >>> throttle = Throttle(every=5.0, now=0.0)
-    >>> throttle.due(4.9), throttle.due(5.0)
-    (False, True)
-    >>> throttle.spent(5.0, 6.0)  # it took a second: the second one may follow when 2 s are 1/20 of the time
-    >>> throttle.due(39.9), throttle.due(40.0)
-    (False, True)
-    """
-
-    def __init__(self, every: float, now: float) -> None:
-        self._every, self._start, self._last = every, now, now
-        self._total = self._cost = 0.0
-
-    def due(self, now: float) -> bool:
-        """Whether a checkpoint may be made at time `now`."""
-        if self._every == 0:
-            return True
-        return now - self._last >= self._every and now - self._start >= SHARE * (self._total + self._cost)
-
-    def spent(self, start: float, end: float) -> None:
-        """Note that one was made between `start` and `end`."""
-        self._last, self._cost = end, end - start
-        self._total += end - start
-
-
 class Run:
-    """One run of a recipe: made from settings, `start`ed by the recipe when everything is known to be right; a context that handles signals.
+    """One run of a recipe: made from settings, `start`ed by the recipe once everything is known to be right; a context that handles signals.
 
-    `started` says whether there is a folder. `ppo.train(config, Run(RunSettings(seed=3)))` is how Python gives settings to a recipe.
+    `ppo.train(config, Run(RunSettings(seed=3)))` is how Python gives settings to a recipe. `started` says whether there is a folder.
     """
 
     folder: Path
@@ -136,46 +103,69 @@ class Run:
         self._handlers: dict[int, Any] = {}
 
     @classmethod
-    def open(cls, recipe: str, task: str, config: Any, settings: RunSettings = RunSettings(), **how: Any) -> Run:
+    def open(cls, recipe: str, task: str, config: Any, settings: RunSettings = RunSettings(), *, command: str | None = None, **how: Any) -> Run:
         """A run made and started in one call: see `start`."""
-        return cls(settings, command=how.pop("command", None)).start(recipe, task, config, **how)
+        run = cls(settings, command=command)
+        run.start(recipe, task, config, **how)
+        return run
 
     def start(
-        self, recipe: str, task: str, config: Any, *, members: Sequence[Mapping[str, Any]] = (), spell: Callable[[Any], Any] = repr
-    ) -> Run:
+        self,
+        recipe: str,
+        task: str,
+        config: Any,
+        *,
+        members: Sequence[Mapping[str, Any]] = (),
+        spell: Callable[[Any], Any] = repr,
+        total: int | None = None,
+    ) -> None:
         """Make a new folder under `settings.out`, or with `settings.resume` take the existing one, its records cut to its newest checkpoint.
 
-        `config` is the recipe's dataclass; `spell` writes controllers and families. A resumed run goes by its own `config.json`: give it the
-        config that `read_config(find_run(...))` holds; seed, threads, deterministic and eval_every are taken from there.
+        `config` is the recipe's dataclass; `spell` writes controllers and families; `total` steps, where known, show how far the run is.
+        A resumed run goes by its own `config.json`: give it the config that `read_config(find_run(...))` holds; seed, threads, deterministic
+        and eval_every are taken from there. A dry run lives in a temporary folder beside `out`.
 
-        Raises: `ValueError`, `TypeError`, `ImportError` or `OSError` in one line, with nothing left on the disk.
+        Raises: `ValueError`, `TypeError`, `ImportError` or `OSError` in one line, with nothing new left on the disk.
         """
         settings = self.settings
+        sinks.check(settings.track)
+        require_safetensors()
         if settings.resume is not None:
-            folder = find_run(settings.resume, settings.out, recipe)
+            folder = find_run(settings.resume, Path(settings.out), recipe)
             page = read_config(folder)
-            self.settings = replace(settings, **{name: page["run"][name] for name in KEPT})
-            self._use(folder, page)
-            self._go_on()
-            return self
-        page_bytes = describe(recipe, task, config, settings, members=members, command=self.command, spell=spell)
-        folder = _dry_folder(settings.out) if settings.dry_run else new_folder(settings.out, recipe, task, settings.seed)
+            self.settings = replace(settings, **{name: page["run"][name] for name in KEPT if name in page["run"]})
+            self._use(folder, page, total)
+            try:
+                self._go_on()
+            except BaseException:
+                self.__exit__()
+                raise
+            return
+        text = describe(recipe, task, config, settings, members=members, command=self.command, spell=spell)
+        out = Path(settings.out)
+        folder = dry_folder(out) if settings.dry_run else new_folder(out, recipe, task, settings.seed)
         try:
-            disk.replace_file(folder / CONFIG, page_bytes)
-            self._use(folder, json.loads(page_bytes))
+            disk.replace_file(folder / CONFIG, text)
+            self._use(folder, json.loads(text), total)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # others may have runs there
+                out.rmdir()
             raise
-        return self
 
-    def _use(self, folder: Path, page: Mapping[str, Any]) -> None:
+    def _use(self, folder: Path, page: Mapping[str, Any], total: int | None) -> None:
         self.folder = folder
-        members = max(1, len(page["members"]))
-        self._sinks = Sinks(self.settings.track, folder, page, members=members)
-        self._recorder = Recorder(folder)
-        self._progress = Progress(quiet=self.settings.quiet or self.settings.json, members=members)
+        members = max(1, len(page.get("members", ())))
+        self._lock = hold(folder)  # before the recorder, which cuts a torn tail: of a run that is writing now it would cut live lines
+        try:
+            self._recorder = Recorder(folder)
+        except OSError:
+            self._let_go()
+            raise
         self._checkpoints = Checkpoints(folder / "checkpoint", warn)
         self._best = self._checkpoints.best_scores()
+        self._sinks = sinks.Sinks(self.settings.track, folder, page, members=members)
+        self._progress = Progress(quiet=self.settings.quiet, members=members, total=total, title=f"{page['recipe']} {page['task']}")
         self._throttle = Throttle(self.settings.checkpoint_every, time.monotonic())
         self.started = True
 
@@ -236,27 +226,50 @@ class Run:
         return self._stopped
 
     def check_finite(self, step: int, **tensors: Any) -> None:
-        """Raise `NonFinite` when a tensor, array or number holds a NaN or an infinity, after writing an event."""
+        """Stop the run when a tensor, array or number holds a NaN or an infinity: one pass over each.
+
+        Raises: `NonFinite` that names it, the step and the first place, after writing that as an event. The checkpoints are left alone.
+        """
         for name, value in tensors.items():
-            if not _all_finite(value):
-                message = f"{name} is not finite at step {step}"
+            if not all_finite(value):
+                message = f"{name} at step {step}: {where_not_finite(value)}"
                 self.event(step, "nonfinite", message)
                 raise NonFinite(message)
 
+    def reload(self) -> State | None:
+        """The newest checkpoint, read from the disk now: what a resumed run would get (a dry run tries it)."""
+        saved = self._checkpoints.load()
+        return None if saved is None else saved.state
+
     def finish(self, step: int, metrics: Mapping[str, float]) -> Summary:
-        """The summary of the run; a run that was stopped gets an event."""
+        """The summary of the run; call `checkpoint(..., force=True)` before. A run that was stopped gets an event; a dry run says what it checked.
+
+        Raises: `OSError` when a dry run finds too little space for the checkpoints of a real one.
+        """
         stopped = self.stopping()
         if stopped is not None:
             self.event(step, "stopped", f"{stopped} at step {step}")
         self._recorder.sync()
+        self._progress.close()
+        if self.settings.dry_run:
+            self._say_checked()
         return Summary(self.folder, step, stopped, {name: float(value) for name, value in metrics.items()})
+
+    def _say_checked(self) -> None:
+        saved = self._checkpoints.load()
+        size = 0 if saved is None else sum(path.stat().st_size for path in saved.folder.iterdir())
+        free, need = shutil.disk_usage(self.folder).free, ROOM + 4 * size
+        if free < need:
+            raise OSError(errno.ENOSPC, f"dry run: {free / 1e6:.0f} MB are free, a run needs {need / 1e6:.0f} MB", str(self.settings.out))
+        made = "no checkpoint was made" if saved is None else f"a checkpoint of {size / 1e3:.1f} kB was written and read back"
+        warn(f"dry run: configuration and records written, {made}, {free / 1e9:.1f} GB are free; nothing is kept")
 
     # ---------------------------------------------------------------- signals and the end
 
     def __enter__(self) -> Run:
         if threading.current_thread() is threading.main_thread() and not self._handlers:
             for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) is not signal.SIG_IGN:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # nohup and friends
                     self._handlers[number] = signal.signal(number, self._on_signal)
         return self
 
@@ -267,25 +280,19 @@ class Run:
         self._progress.close()
         self._sinks.close()
         self._recorder.close()
+        self._let_go()
         if self.settings.dry_run:
             shutil.rmtree(self.folder)
 
+    def _let_go(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and self._stopped in ("SIGINT", "SIGTERM"):
+            self._progress.abandon()
             os._exit(130)
         self._stopped = signal.Signals(number).name
-
-
-def _dry_folder(out: Path) -> Path:
-    near = next(path for path in (out, *out.absolute().parents) if path.is_dir())
-    return Path(tempfile.mkdtemp(prefix="entreg-dry-run-", dir=near))
-
-
-def _all_finite(value: Any) -> bool:
-    if isinstance(value, float | int):
-        return math.isfinite(value)
-    if isinstance(value, np.ndarray | np.generic):
-        return bool(np.isfinite(value).all())
-    import torch
-
-    return bool(torch.isfinite(value).all())
+        if not self.settings.quiet:
+            os.write(2, b"entreg: stopping and saving; Ctrl-C quits at once\n")  # print may not be called again inside itself

@@ -3,9 +3,8 @@
 Shapes: M members, N items of a batch, P parameters of one member. Every tensor of a population leads with M and every member's
 numbers depend on that member's alone, so that a population of M is M runs at little more than the cost of one.
 
-All parameters live in one flat buffer [M, P]; a named parameter is a leaf tensor that views it, and its `.grad` views a second such
-buffer. The optimizer therefore costs a handful of operations whatever the number of layers (at 2 x 64 units, one thread and 256
-items, Adam over 13 separate tensors took a third of the whole gradient step).
+All parameters live in one flat buffer [M, P]; a named parameter is a leaf tensor that views it, and gradients are gathered into a second
+such buffer. Clipping and the optimizer therefore cost a handful of operations whatever the number of layers.
 """
 
 import math
@@ -18,7 +17,7 @@ from torch import Tensor
 
 
 class FlatParameters:
-    """Named parameters `[M, *shape]` that view one buffer `data [M, P]`, with gradients that view `grad [M, P]`.
+    """Named parameters `[M, *shape]` that view one buffer `data [M, P]`; `backward` fills `grad [M, P]`.
 
     >>> parameters = FlatParameters(2, {"weight": (3, 4), "bias": (4,)})
     >>> parameters["weight"].shape, parameters.data.shape
@@ -35,13 +34,17 @@ class FlatParameters:
         for name, shape in self.shapes.items():
             end = offset + math.prod(shape)
             view = self.data[:, offset:end].unflatten(1, shape) if shape else self.data[:, offset]
-            leaf = view.detach().requires_grad_()
-            leaf.grad = self.grad[:, offset:end].unflatten(1, shape) if shape else self.grad[:, offset]
-            self._views[name] = leaf
+            self._views[name] = view.detach().requires_grad_()
             offset = end
 
     def __getitem__(self, name: str) -> Tensor:
         return self._views[name]
+
+    def backward(self, loss: Tensor) -> None:
+        """Replace `grad` by the gradient of a scalar; a parameter that the loss does not depend on gets 0."""
+        leaves = list(self._views.values())
+        grads = torch.autograd.grad(loss, leaves, materialize_grads=True)
+        torch.cat([grad.flatten(1) for grad in grads], dim=1, out=self.grad)
 
     def member(self, index: int) -> dict[str, Tensor]:
         """A copy of one member's parameters by name, without the member dimension."""

@@ -4,71 +4,76 @@ Shapes: B observations of one environment, `(B, *observation) -> (B,)` or `(B, A
 """
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from entreg.rl import environments
-from entreg.rl.config import OnPolicyConfig
-from entreg.rl.environments import ActionSpec
+from entreg.rl import episodes, population
 from entreg.rl.heads import Head, head_for
 from entreg.rl.networks import ActorCritic, Architecture, from_weights, shapes
 from entreg.rl.normalize import RunningMoments
+from entreg.rl.spaces import ActionSpec
 
 EVALUATION_SEED = 1_000_003  # added to a member's seed: episodes that training does not see
+_FRAMES = 240  # of an animation, at most
+_WIDTH = 320  # of an animation, in pixels
 
 
 class Policy:
-    """What `entreg.load(folder)` gives: `act(observation)`; temperature 0 takes the most probable action, 1 samples."""
+    """What `entreg.load(folder)` gives: `act(observation)`. Holds one member, or stacks several that `act_all` asks at once."""
 
-    def __init__(self, network: ActorCritic, head: Head, moments: RunningMoments | None, *, seed: int = 0) -> None:
+    def __init__(self, network: ActorCritic, head: Head, moments: RunningMoments | None, *, seeds: Sequence[int] = (0,)) -> None:
         self.network = network
         self.head = head
         self.moments = moments
-        self._random = np.random.Generator(np.random.PCG64(seed))
+        self._streams = population.Streams(seeds)
 
     def act(self, observation: np.ndarray, mask: np.ndarray | None = None, *, temperature: float = 0.0) -> np.ndarray:
-        """Actions for one observation or a batch, as the environment takes them; `mask` names the legal ones."""
+        """Actions for one observation or a batch, as the environment takes them; `mask` names the legal ones.
+
+        Temperature 0 takes the most probable action, 1 samples. Raises: `ValueError` for observations of another shape.
+        """
         observation = np.asarray(observation)
         shape = self.network.architecture.observation
         if observation.shape[-len(shape) :] != shape or observation.ndim > len(shape) + 1:
             raise ValueError(f"observation must have shape {shape} or (B, {', '.join(map(str, shape))}), got {observation.shape}")
-        single = observation.ndim == len(shape)
-        if single:
-            observation, mask = observation[None], None if mask is None else np.asarray(mask)[None]
-        with torch.inference_mode():
-            outputs = self.network.actor(torch.from_numpy(self.normalised(observation))[None])
-            noise = self._noise((1, len(observation), self.head.actions))
-            legal = None if mask is None else torch.from_numpy(np.asarray(mask, dtype=bool))[None]
-            action = self.head.sample(outputs, noise, legal, temperature).numpy()[0]
-        result = self.head.to_environment(action)
-        return result[0] if single else result
+        if observation.ndim > len(shape):
+            return self.act_all(observation, mask, temperature=temperature)
+        return self.act_all(observation[None], None if mask is None else np.asarray(mask)[None], temperature=temperature)[0]
 
-    def normalised(self, observation: np.ndarray) -> np.ndarray:
-        """What the network reads."""
-        if self.network.architecture.image:
-            return np.ascontiguousarray(observation)
-        plain = np.asarray(observation, dtype=np.float32)
-        return plain if self.moments is None else self.moments.normalise(plain[None])[0]
+    def act_all(self, observation: np.ndarray, mask: np.ndarray | None, *, temperature: float = 0.0) -> np.ndarray:
+        """Actions `(M n, ...)` for observations `(M n, *shape)` and masks, member-major."""
+        members = len(self.network.parameters.data)
+        batch = observation.reshape(members, -1, *observation.shape[1:])
+        if not self.network.architecture.image:
+            batch = batch.astype(np.float32, copy=False)
+        if self.moments is not None:
+            batch = self.moments.normalise(batch)
+        with torch.no_grad():
+            outputs = self.network.actor(torch.from_numpy(batch))
+            noise = torch.from_numpy(self._streams.noise((batch.shape[1], self.head.actions), self.head.noise))
+            legal = None if mask is None else torch.from_numpy(np.asarray(mask, dtype=bool).reshape(*batch.shape[:2], -1))
+            action = self.head.sample(outputs, noise, legal, temperature).numpy()
+        return self.head.to_environment(action.reshape(-1, action.shape[-1]))
 
-    def _noise(self, shape: tuple[int, ...]) -> Tensor:
-        draw = self._random.random if self.head.noise == "uniform" else self._random.standard_normal
-        return torch.from_numpy(draw(shape, dtype=np.float32))
-
-    def state(self) -> dict[str, Any]:
-        """Specification, weights and normaliser as plain data: what `from_state` reads."""
+    def state(self, member: int = 0) -> dict[str, Any]:
+        """Specification, weights and normaliser of one member as plain data: what `from_state` reads."""
         return {
-            "spec": {
-                "architecture": self.network.architecture._asdict(),
-                "action": self.head.spec._asdict(),
-                "squash": self.head.spec.kind == "continuous" and not self.head.log_std,
-            },
-            "weights": self.network.parameters.member(0),
-            "normaliser": None if self.moments is None else self.moments.state_dict(),
+            "spec": specification(self.network, self.head),
+            "weights": self.network.parameters.member(member),
+            "normaliser": None if self.moments is None else self.moments.member(member),
         }
+
+
+def specification(network: ActorCritic, head: Head) -> dict[str, Any]:
+    """What a policy is made of, as JSON values."""
+    squash = head.spec.kind == "continuous" and not head.log_std
+    return {"architecture": network.architecture._asdict(), "action": head.spec._asdict(), "squash": squash}
 
 
 def from_state(state: Mapping[str, Any]) -> Policy:
@@ -83,24 +88,6 @@ def from_state(state: Mapping[str, Any]) -> Policy:
     return Policy(from_weights(architecture, state["weights"]), head_for(action, squash=spec["squash"]), moments)
 
 
-def member_policy(network: ActorCritic, head: Head, moments: RunningMoments | None, member: int) -> Policy:
-    """One member's policy, copied out of the population."""
-    own = None
-    if moments is not None:
-        own = RunningMoments(1, network.architecture.observation)
-        own.load_state_dict({"mean": moments.mean[member : member + 1], "var": moments.var[member : member + 1], "count": moments.count})
-    return Policy(from_weights(network.architecture, network.parameters.member(member)), head, own, seed=member)
-
-
-def evaluate(policy: Policy, config: OnPolicyConfig, *, seed: int) -> list[tuple[float, int]]:
-    """Return and length of `config.eval_episodes` episodes; their environments are seeded apart from those of training."""
-
-    def act(observation: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-        return policy.act(observation, mask, temperature=config.eval_temperature)
-
-    return environments.evaluate(config.env, act, episodes=config.eval_episodes, seed=seed + EVALUATION_SEED, env_kwargs=config.env_kwargs)
-
-
 def from_checkpoint(state: Mapping[str, Any], member: int) -> Policy:
     """One member's policy out of the checkpoint of a population."""
     network: Tensor = state["network"]
@@ -112,6 +99,37 @@ def from_checkpoint(state: Mapping[str, Any], member: int) -> Policy:
     parts = network[member].split([math.prod(shape) for shape in named.values()])
     moments = state["collector"]["moments"]
     if moments is not None:
-        moments = {"mean": moments["mean"][member : member + 1], "var": moments["var"][member : member + 1], "count": moments["count"]}
+        moments = {name: value if name == "count" else value[member : member + 1] for name, value in moments.items()}
     weights = {name: part.reshape(shape) for (name, shape), part in zip(named.items(), parts, strict=True)}
     return from_state({"spec": spec, "weights": weights, "normaliser": moments})
+
+
+def film(policy: Policy, env: str, env_kwargs: Mapping[str, Any], file: Path, *, seed: int, temperature: float = 0.0) -> str:
+    """Write one episode of the policy as an animation; the line says what was written, or why nothing was."""
+    import imageio.v3 as imageio
+
+    def act(observation: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+        return policy.act_all(observation, mask, temperature=temperature)
+
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pictures need no screen, and without one SDL complains
+    recording = episodes.record_episode(env, act, seed=seed, env_kwargs=env_kwargs, width=_WIDTH)
+    if not recording.frames:
+        return f"no animation: {recording.reason or 'the environment only prints text'}"
+    stride = math.ceil(len(recording.frames) / _FRAMES)
+    frames = np.stack(recording.frames[::stride])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".gif":
+        imageio.imwrite(file, frames, duration=1000 * stride / recording.frames_per_second, loop=0)
+    else:
+        imageio.imwrite(file, frames, fps=recording.frames_per_second / stride)
+    return f"{file}: an episode of {recording.length} steps, return {recording.episode_return:g}"
+
+
+def show(policy: Policy, env: str, env_kwargs: Mapping[str, Any], *, seed: int, temperature: float = 0.0) -> str:
+    """Play one episode in a window."""
+
+    def act(observation: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+        return policy.act_all(observation, mask, temperature=temperature)
+
+    recording = episodes.record_episode(env, act, seed=seed, env_kwargs=env_kwargs, window=True)
+    return recording.reason or f"shown: an episode of {recording.length} steps, return {recording.episode_return:g}"

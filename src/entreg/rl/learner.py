@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from entreg import stacked
-from entreg.rl import acting, advantages, environments, population
+from entreg.rl import acting, advantages, environments, episodes, population
+from entreg.rl.acting import Policy
 from entreg.rl.books import Books
 from entreg.rl.config import OnPolicyConfig, check
 from entreg.rl.heads import head_for
@@ -145,8 +146,7 @@ class Learner:
             self.books.share = population.gradient_shares(loss, task, outputs)
         total = task + self.config.value_coef * value.sum() + loss
         self.run.check_finite(self.step, loss=total.detach())
-        self.network.parameters.grad.zero_()
-        total.backward()  # type: ignore[no-untyped-call]
+        self.network.parameters.backward(total)
         stacked.clip_grad_norm(self.network.parameters, self.config.max_grad_norm)
         self.optimizer.step(self.schedules["learning_rate"].value, active)
         self.books.seen(policy.detach(), value.detach(), means)
@@ -159,37 +159,41 @@ class Learner:
 
     def evaluate(self) -> None:
         """Run each member's policy for `eval_episodes` episodes; the best so far of each is kept."""
-        for index, member in enumerate(self.members):
-            policy = acting.member_policy(self.network, self.head, self.collector.moments, index)
-            results = acting.evaluate(policy, self.config, seed=member.seed)
-            if self.run.stopping() is not None:
-                return
-            returns = np.array([total for total, _ in results])
-            self.run.log(
-                self.step,
-                member=index,
-                **{
-                    "eval/return": float(returns.mean()),
-                    "eval/return_std": float(returns.std()),
-                    "eval/length": float(np.mean([length for _, length in results])),
-                    "eval/episodes": len(results),
-                },
-            )
-            self.books.evaluated[index] = float(returns.mean())
-            self.run.save_best(index, float(returns.mean()), policy.state())
+        config, policy = self.config, self._policy()
+        every = episodes.evaluate_members(
+            config.env,
+            lambda observation, mask: policy.act_all(observation, mask, temperature=config.eval_temperature),
+            episodes=config.eval_episodes,
+            seeds=[member.seed + acting.EVALUATION_SEED for member in self.members],
+            mode=config.vectorise,
+            env_kwargs=config.env_kwargs,
+            stop=self.run.stopping,
+        )
+        if not every[0]:
+            return
+        for index, played in enumerate(every):
+            returns = np.array([total for total, _ in played])
+            mean, length = float(returns.mean()), float(np.mean([length for _, length in played]))
+            values = {"eval/return": mean, "eval/return_std": float(returns.std()), "eval/length": length, "eval/episodes": len(played)}
+            self.run.log(self.step, member=index, **values)
+            self.books.evaluated[index] = mean
+            self.run.save_best(index, mean, policy.state(index), step=self.step)
 
     def finish(self) -> Summary:
         """Evaluate and film what was trained unless the run was told to stop, save, and say how it ended."""
-        if not self.complete and self.stopped not in ("SIGINT", "SIGTERM"):
+        if not self.complete and self.stopped in (None, "stop_at", "max_time"):
             self.evaluate()
-            if self.config.video and self.run.stopping() is None:
-                acting.film(acting.member_policy(self.network, self.head, self.collector.moments, 0), self.config, self.run.folder, seed=self.members[0].seed)
-            self.complete = self.stopped is None and self.run.stopping() is None
-        self.stopped = self.stopped or (None if self.complete else self.run.stopping())
-        self.run.checkpoint(self.step, self.state_dict, force=True)
+            if self.config.video and self.run.stopping() in (None, "max_time"):
+                file = self.run.folder / "media" / "episode.gif"
+                acting.film(acting.from_checkpoint(self.state_dict(), 0), self.config.env, self.config.env_kwargs, file, seed=self.members[0].seed)
+            self.complete = self.update == self.updates or self.stopped == "stop_at"
         if self.stopped is not None:
             self.run.stop(self.stopped)
+        self.run.checkpoint(self.step, self.state_dict, force=True)
         return self.run.finish(self.step, self.books.summary())
+
+    def _policy(self) -> Policy:
+        return Policy(self.network, self.head, self.collector.moments, seeds=[member.seed + acting.EVALUATION_SEED for member in self.members])
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -202,7 +206,7 @@ class Learner:
             "streams": self.streams.state_dict(),
             "collector": self.collector.state_dict(),
             "books": self.books.state_dict(),
-            "policy": acting.member_policy(self.network, self.head, self.collector.moments, 0).state()["spec"],
+            "policy": acting.specification(self.network, self.head),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

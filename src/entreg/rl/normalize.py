@@ -28,6 +28,10 @@ class RunningMoments:
         scaled = (batch - self.mean[:, None]) / np.sqrt(self.var[:, None] + 1e-8)
         return np.clip(scaled, -clip, clip).astype(np.float32)
 
+    def member(self, index: int) -> dict[str, Any]:
+        """The state of one member by itself."""
+        return {"mean": self.mean[index : index + 1], "var": self.var[index : index + 1], "count": self.count}
+
     def state_dict(self) -> dict[str, Any]:
         return {"mean": self.mean, "var": self.var, "count": self.count}
 
