@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from .functional.families import Family
 
 LIMIT = 200  # characters: what is longer is no spelling but an accident, or an attack on the parser
-CONTROLLERS: dict[str, Any] = {name: getattr(control, name) for name in control.__all__ if is_dataclass(getattr(control, name))}
+_NAMES = sorted(control.__all__, key=str.swapcase)  # schedules first
+CONTROLLERS: dict[str, Any] = {name: getattr(control, name) for name in _NAMES if is_dataclass(getattr(control, name))}
 TARGETS: dict[str, Any] = {name: getattr(targets, name) for name in targets.__all__ if is_dataclass(getattr(targets, name))}
 
 
@@ -34,10 +35,11 @@ def parse_controller(text: str) -> Controller[Any]:
     >>> parse_controller("TargetEntropy(fraction_of_max(0.5))").target
     fraction_of_max(f=0.5)
     """
-    value = _read(text, {**CONTROLLERS, **TARGETS}, {}, f"a number, {_menu(CONTROLLERS)}")
+    legal = f"a number, {_menu(CONTROLLERS)}; as a target also {_menu(TARGETS)}"
+    value = _read(text, {**CONTROLLERS, **TARGETS}, {}, legal)
     if isinstance(value, (int, float)) or type(value) in CONTROLLERS.values():
         return as_controller(value)
-    raise ValueError(f"{text!r} is no controller; legal: a number, {_menu(CONTROLLERS)}")
+    raise ValueError(f"{text!r} is no controller; legal: {legal}")
 
 
 def parse_family(text: str) -> Family:
@@ -65,7 +67,8 @@ def spell(value: Any) -> str:
     if type(value) is tuple:
         return f"({', '.join(map(spell, value))}{',' if len(value) == 1 else ''})"
     if isinstance(value, tuple):  # a Family, told from a plain tuple without loading torch
-        return value.name if value.name in ("shannon", "min_entropy") else f"{value.name}({repr(value.order).removesuffix('.0')})"
+        name, order = value[:2]
+        return str(name) if name in ("shannon", "min_entropy") else f"{name}({repr(order).removesuffix('.0')})"
     if isinstance(value, constant) and isinstance(value.value, float):
         return repr(value.value)
     if not is_dataclass(value):
@@ -104,19 +107,25 @@ def _read(text: str, makers: Mapping[str, Callable[..., Any]], plain: Mapping[st
     if not isinstance(text, str) or len(text) > LIMIT:
         raise ValueError(f"{str(text)[:40]!r}...; legal: at most {LIMIT} characters: {legal}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # the parser warns on stderr about '\\d' or 1if, and goes on
-            tree = ast.parse(text.strip(), mode="eval")
-        return _value(tree.body, makers, {"inf": math.inf, **plain}, legal)
-    except (SyntaxError, Warning, RecursionError, MemoryError, UnicodeError) as error:
+        return _value(_tree(text), makers, {"inf": math.inf, **plain}, legal)
+    except (SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"{text!r} cannot be read; legal: {legal}") from error
+
+
+def _tree(text: str) -> ast.AST:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the parser warns on stderr about 1if and such, and goes on
+        try:
+            return ast.parse(text.strip(), mode="eval").body
+        except (ValueError, Warning) as error:  # null bytes, lone surrogates
+            raise SyntaxError from error
 
 
 def _value(node: ast.AST, makers: Mapping[str, Callable[..., Any]], plain: Mapping[str, Any], legal: str) -> Any:
     match node:
         case ast.Constant(value=value) if value is None or type(value) in (int, float, str):
             return value
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=value)) if type(value) in (int, float):
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)) if not isinstance(value, bool):
             return -value
         case ast.Tuple(elts=items) | ast.List(elts=items):
             return tuple(_value(item, makers, plain, legal) for item in items)
@@ -127,7 +136,7 @@ def _value(node: ast.AST, makers: Mapping[str, Callable[..., Any]], plain: Mappi
         case ast.Call(func=ast.Name(id=name)) if name in makers:
             return _call(node, name, makers, plain, legal)
     what = ast.unparse(node.func if isinstance(node, ast.Call) else node)
-    raise ValueError(f"{what!r} is unknown here; legal: {legal if isinstance(node, ast.Constant) else f'a number, {_menu(makers)}'}")
+    raise ValueError(f"{what!r} is unknown here; legal: {legal}")
 
 
 def _call(node: ast.Call, name: str, makers: Mapping[str, Callable[..., Any]], plain: Mapping[str, Any], legal: str) -> Any:
