@@ -82,7 +82,7 @@ class Controller(Protocol[S]):
 def _read(controller: object, name: str, value: float | None) -> float:
     if value is None or not math.isfinite(value):
         raise ValueError(f"{name}={value!r}; legal: a finite number, which {type(controller).__name__} reads at every step")
-    return value
+    return float(value)
 
 
 def _error(controller: object, target: Level, step: int, seen: Observed) -> float:
