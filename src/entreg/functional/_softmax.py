@@ -1,0 +1,133 @@
+"""Rényi entropy and log-probability of `softmax(z)`: analytic forward and backward in one pass over the classes.
+
+Shapes: `*` batch, `V` classes; row values are kept as `[*, 1]` inside. `z` logits, `m` their maximum, `y = z - m <= 0`, `w = exp(y)`, `s = sum w`, `p = w /
+s`, `a` the order, `e = a - 1`. The three formulas (`_scan`, `_renyi`, `_direction`) are plain differentiable torch. The Function calls them on constants; only
+a backward that is itself differentiated runs them again with a graph. Manual passes, not `softmax` + `log_softmax`: those cost 112 + 163 microseconds on
+[2048, 4] where maximum, subtraction, exponential and sum cost 35 (their kernels vectorise along V).
+"""
+
+import math
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+FLOOR = -1e4  # y of a class of probability exactly 0, in float64 too: turns 0 * -inf into 0 where a product needs it, and changes no other digit
+NEAR_ONE = 0.1  # |e| below which sum p^a is taken as 1 + something small
+Parts: TypeAlias = tuple[Tensor, ...]
+
+
+def _scan(logits: Tensor, support: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """`y [*, V]` (-inf outside the support), `w [*, V]`, `s [*, 1]`."""
+    z = logits if support is None else torch.where(support, logits, -math.inf)
+    y = z - z.detach().amax(-1, keepdim=True)
+    w = y.exp()
+    return y, w, w.sum(-1, keepdim=True)
+
+
+def _wide(row: Tensor) -> Tensor:
+    """Row values in float64: the rounding of log s (5e-7 at V = 50k) is divided by e, and exponentiated by Tsallis. (Apple's devices have no float64.)"""
+    return row if row.device.type == "mps" else row.double()
+
+
+def _renyi(y: Tensor, w: Tensor, s: Tensor, order: float) -> tuple[Tensor, Parts]:
+    """`R_a [*, 1]` and the parts that its gradient needs."""
+    e = order - 1
+    if order == 1:
+        y = y.clamp(min=FLOOR)
+        mean = (w * y).sum(-1, keepdim=True) / s
+        return s.log() - mean, (y, mean)  # both terms >= 0: no cancellation
+    if order == 0:
+        return (y > -math.inf).sum(-1, keepdim=True).to(y.dtype).log() + 0 * s, ()  # 0 * s: NaN in a row without a class, as everywhere
+    if math.isinf(order):
+        top = (y == 0).to(y.dtype)
+        return s.log(), (top, top.sum(-1, keepdim=True))
+    log_s = _wide(s).log()
+    if abs(e) < NEAR_ONE:
+        y = y.clamp(min=-100 if y.dtype == torch.float32 else -800)  # there w = 0, and expm1(e y) must not be infinite
+        renyi = log_s - torch.log1p(_wide((w * torch.expm1(e * y)).sum(-1, keepdim=True)) / _wide(s)) / e
+        return renyi, (y, (renyi - log_s).to(y.dtype))
+    v = (order * y).exp()
+    t = v.sum(-1, keepdim=True)
+    return log_s + (log_s - _wide(t).log()) / e, (v, t)
+
+
+def _direction(p: Tensor, parts: Parts, order: float) -> Tensor:
+    """`dR_a/dz [*, V]`: `-a p phi(log p + R_a)` near order 1, the difference of p and its escort elsewhere."""
+    e = order - 1
+    if order == 0:
+        return torch.zeros_like(p)
+    values, row = parts
+    if order == 1:
+        return p * (row - values)
+    if math.isinf(order):
+        return p - values / row
+    if abs(e) < NEAR_ONE:
+        return p * torch.expm1(e * (values + row)) * (-order / e)
+    return (p - values / row) * (order / e)
+
+
+def _check(logits: Tensor, support: Tensor | None, renyi: Tensor) -> None:
+    """ValueError where a row has no class left. One sum of B numbers on a CPU (2 microseconds); elsewhere the row is NaN and the device is not made to wait."""
+    if type(renyi) is not Tensor or renyi.device.type != "cpu" or torch.compiler.is_compiling() or not math.isnan(renyi.sum().item()):
+        return
+    dead = logits == -math.inf if support is None else (logits == -math.inf) | ~support
+    empty = dead.all(-1).nonzero()
+    if len(empty):
+        name, row = "logits" if support is None else "support", tuple(empty[0].tolist())
+        raise ValueError(f"{name}: row {row} has no class left ({len(empty)} such rows), legal is at least one class a row")
+
+
+def in_front(info: Any, in_dims: tuple[Any, ...], tensors: list[Any]) -> list[Any]:
+    """A vmap rule's tensors with the mapped dimension first: every formula here keeps leading dimensions."""
+    return [x if x is None else x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0) for x, dim in zip(tensors, in_dims, strict=False)]
+
+
+class SoftmaxRenyi(torch.autograd.Function):
+    """`(logits [*, V], support [*, V] | None, index [*] | None, order) -> (log p_index [*] | None, R_order [*], then the parts that backward needs)`.
+
+    The entropy is float64 at orders that are neither 0, 1 nor infinity: a family's transform comes before the rounding.
+    """
+
+    @staticmethod
+    def forward(logits: Tensor, support: Tensor | None, index: Tensor | None, order: float) -> tuple[Tensor | None, ...]:
+        y, w, s = _scan(logits, support)
+        log_prob = None if index is None else (y.gather(-1, index.unsqueeze(-1)) - s.log()).squeeze(-1)
+        renyi, parts = _renyi(y, w, s, order)
+        _check(logits, support, renyi)
+        return log_prob, renyi.squeeze(-1), w, s, *parts
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        logits, support, index, ctx.order = inputs
+        ctx.save_for_backward(logits, support, index, *output[2:])
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad_log_prob: Tensor | None, grad_renyi: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+        logits, support, index, w, s, *parts = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph: saved parts are constants, so they are made again from the logits
+            y, w, s = _scan(logits, support)
+            parts = _renyi(y, w, s, ctx.order)[1]
+        p = w / s
+        grad = None
+        if grad_renyi is not None:
+            grad = _direction(p, tuple(parts), ctx.order) * grad_renyi.to(p.dtype).unsqueeze(-1)
+        if grad_log_prob is not None:
+            pulled = grad_log_prob.unsqueeze(-1)
+            grad = -p * pulled if grad is None else grad - p * pulled
+            grad = grad.scatter_add(-1, index.unsqueeze(-1), pulled)
+        return grad, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor | None, ...], tuple[int | None, ...]]:
+        *tensors, order = args
+        output = SoftmaxRenyi.apply(*in_front(info, in_dims, tensors), order)  # type: ignore[no-untyped-call]
+        return output, tuple(None if x is None else 0 for x in output)
+
+
+def softmax_renyi(logits: Tensor, support: Tensor | None, index: Tensor | None, order: float) -> tuple[Tensor, Tensor]:
+    """Log-probability of `index` (None without one) and Rényi entropy at `order`, `[*]` both."""
+    output = SoftmaxRenyi.apply(logits, support, index, order)  # type: ignore[no-untyped-call]
+    return output[0], output[1]
