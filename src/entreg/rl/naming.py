@@ -109,10 +109,9 @@ def build(spec: EnvSpec, kwargs: Mapping[str, Any]) -> tuple[gymnasium.Env[Any, 
 
 
 def _not_installed(name: str, error: Exception) -> ImportError:
-    chain = error if isinstance(error, ImportError) else error.__cause__
-    module = (chain.name if isinstance(chain, ImportError) else None) or ""
-    known = next((key for key in EXTRAS if key in module.lower() or key in str(error).lower()), module.partition(".")[0])
-    return missing(name, known) if known else ImportError(f"env {name!r} cannot be made: {error}")
+    cause = error if isinstance(error, ImportError) else error.__cause__
+    module = (cause.name or "").partition(".")[0] if isinstance(cause, ModuleNotFoundError) else ""
+    return missing(name, module) if module else ImportError(f"env {name!r} cannot be made: {error}")
 
 
 def _no_log_file() -> None:
