@@ -1,6 +1,10 @@
 """Environments by name: no made-up transition, members as they are alone, CartPole's numbers, masks, and answers to wrong names."""
 
+import os
+import signal
 import sys
+import warnings
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -45,14 +49,14 @@ def assert_same(one: Step, other: Step):
 
 @pytest.mark.parametrize("kwargs", [{}, {"sutton_barto_reward": True, "max_episode_steps": 12}])
 def test_cartpole_is_gymnasiums_bit_for_bit(kwargs):
-    vector, loop = (make("CartPole-v1", seeds=[3], per_member=5, mode=mode, env_kwargs=kwargs) for mode in ("auto", "sync"))
+    vector, loop = (make("CartPole-v1", seeds=[3], per_member=11, mode=mode, env_kwargs=kwargs) for mode in ("auto", "sync"))
     assert type(vector) is not type(loop)
     observation, _ = vector.reset()
     np.testing.assert_array_equal(observation, loop.reset()[0], strict=True)
     generator, episodes, truncations = np.random.default_rng(0), 0, 0
     for t in range(900):
         steady = (observation[:, 2] + 0.3 * observation[:, 3] > 0).astype(np.int64)  # holds the pole up to the time limit
-        actions = steady if t < 600 else generator.integers(0, 2, 5)
+        actions = steady if t < 600 else generator.integers(0, 2, 11)
         step = vector.step(actions)
         assert_same(step, loop.step(actions))
         observation, episodes, truncations = step.observation, episodes + len(step.episodes), truncations + step.truncated.sum()
@@ -138,6 +142,25 @@ def test_processes_close_twice_and_have_no_state():
     environments.close()
     environments.close()
     assert not any(worker.is_alive() for worker in workers)
+
+
+def test_workers_leave_ctrl_c_to_the_main_process_and_end_on_sigterm():
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # what a run installs to save itself, and a forked worker inherits
+    try:
+        environments = make(REVEAL, seeds=[0], per_member=2, mode="async")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    environments.reset()
+    workers = list(environments._vector.processes)
+    os.kill(workers[0].pid, signal.SIGINT)
+    assert environments.step(np.array([0, 0])).reward.tolist() == [0.0, 0.0]
+    workers[0].terminate()
+    workers[0].join(10)
+    assert not workers[0].is_alive()
+    environments.close()  # one of its workers is dead
+    for worker in workers:
+        worker.join(10)
+        assert not worker.is_alive()
 
 
 def test_what_is_given_is_the_callers():
@@ -250,3 +273,28 @@ def test_minigrids_text_is_dropped_and_said():
     assert observation.shape == (1, 4 + 7 * 7 * 3) and mask is None
     assert environments.notes == ("the observation's text mission is not given to the policy",)
     environments.close()
+
+
+def test_warnings_of_the_making_are_notes(monkeypatch):
+    def noisy():
+        warnings.warn("the wind is not calibrated", stacklevel=1)
+        warnings.warn("old internals", DeprecationWarning, stacklevel=1)
+        return gymnasium.envs.classic_control.PendulumEnv()
+
+    monkeypatch.setitem(gymnasium.registry, "Noisy-v0", gymnasium.envs.registration.EnvSpec("Noisy-v0", entry_point=noisy))
+    assert make("Noisy-v0", seeds=[0], per_member=3).notes == ("the wind is not calibrated",)
+
+
+def test_mujoco_writes_no_log_file(tmp_path, monkeypatch, capsys):
+    mujoco = pytest.importorskip("mujoco")
+    monkeypatch.chdir(tmp_path)
+    environments = make("InvertedPendulum-v4", seeds=[0], per_member=1)
+    assert environments.notes == ("InvertedPendulum-v4 is out of date, the current version is InvertedPendulum-v5",)
+    environments.reset()
+    world = environments._envs[0].unwrapped
+    for _ in range(2):
+        world.data.qvel[:] = np.nan
+        mujoco.mj_step(world.model, world.data)
+    environments.close()
+    assert capsys.readouterr().err.count("MuJoCo: ") == 1
+    assert not Path("MUJOCO_LOG.TXT").exists()
