@@ -104,15 +104,21 @@ def build(spec: EnvSpec, kwargs: Mapping[str, Any]) -> tuple[gymnasium.Env[Any, 
             unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
             raise ValueError(f"env_kwargs: {spec.id} takes no argument {unknown[1] if unknown else ''!r}") from error
     _no_log_file()
-    remarks = (re.sub(r"\x1b\[[0-9;]*m", "", str(warning.message)).removeprefix("WARN: ") for warning in caught)
-    return env, tuple(dict.fromkeys(remarks))
+    return env, _remarks(caught)
+
+
+def _remarks(caught: Sequence[warnings.WarningMessage]) -> tuple[str, ...]:
+    """What a user should hear of the warnings: Gymnasium's own, and others unless they are for the developers of some package."""
+    texts = [(re.sub(r"\x1b\[[0-9;]*m", "", str(warning.message)), warning.category) for warning in caught]
+    internal = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
+    heard = (text.removeprefix("WARN: ") for text, category in texts if text.startswith("WARN: ") or not issubclass(category, internal))
+    return tuple(dict.fromkeys(heard))
 
 
 def _not_installed(name: str, error: Exception) -> ImportError:
-    chain = error if isinstance(error, ImportError) else error.__cause__
-    module = (chain.name if isinstance(chain, ImportError) else None) or ""
-    known = next((key for key in EXTRAS if key in module.lower() or key in str(error).lower()), module.partition(".")[0])
-    return missing(name, known) if known else ImportError(f"env {name!r} cannot be made: {error}")
+    cause = error if isinstance(error, ImportError) else error.__cause__
+    module = (cause.name or "").partition(".")[0] if isinstance(cause, ModuleNotFoundError) else ""
+    return missing(name, module) if module else ImportError(f"env {name!r} cannot be made: {error}")
 
 
 def _no_log_file() -> None:

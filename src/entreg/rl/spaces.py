@@ -114,8 +114,8 @@ def _flat(space: spaces.Space[Any], name: str, dropped: list[str]) -> tuple[int,
         return _joined(list(space.spaces.items()), name, dropped)
     if isinstance(space, spaces.Tuple):
         return _joined(list(enumerate(space.spaces)), name, dropped)
-    # MiniGrid's mission is a text in a space of its own
-    if name != "observation" and (isinstance(space, spaces.Text) or type(space).__name__ == "MissionSpace"):
+    # MiniGrid's missions are texts in spaces of their own
+    if name != "observation" and (isinstance(space, spaces.Text) or type(space).__name__.endswith("MissionSpace")):
         dropped.append(name.removeprefix("observation."))
         return 0, lambda row, observation: None
     raise ValueError(f"{name} space {space} is not supported; supported: {SUPPORTED_OBSERVATIONS} (texts beside them are dropped)")
