@@ -82,10 +82,14 @@ def _value_of(words: Sequence[str], flag: str) -> str | None:
 def _tyro(name: str, config: Any, settings: RunSettings, words: Sequence[str]) -> tuple[Any, RunSettings, bool]:
     import tyro
 
+    kind = type(config)
+
     @dataclass(frozen=True)
     class Arguments:
-        config: type(config)  # type: ignore[valid-type]
+        config: kind  # type: ignore[valid-type]
+        """What is trained, and how."""
         run: RunSettings
+        """Where and how it runs."""
         config_file: Annotated[Path | None, tyro.conf.arg(name="config", metavar="FILE")] = None
         """Settings from a JSON file, such as the config.json of a run; flags stand over it."""
         print_config: bool = False
