@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from .control import Controller, Observed, as_controller, current_target, pack, unpack
+from entreg.control import Controller, Observed, as_controller, current_target, pack, unpack
 
 
 class Bridge:

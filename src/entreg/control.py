@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
-from .schedules import (
+from entreg.schedules import (
     Level,
     bounds,
     check_closed,

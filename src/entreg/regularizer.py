@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .control import Controller, Observed, as_controller, current_target, pack, unpack
-from .schedules import number, positive
+from entreg.control import Controller, Observed, as_controller, current_target, pack, unpack
+from entreg.schedules import number, positive
 
 SENSES = {"maximize": 1, "minimize": -1}
 

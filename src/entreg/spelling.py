@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import control, targets
-from .control import Controller, as_controller, constant
+from entreg import control, targets
+from entreg.control import Controller, as_controller, constant
 
 if TYPE_CHECKING:
-    from .functional.families import Family
+    from entreg.functional.families import Family
 
 LIMIT = 200  # characters: what is longer is no spelling but an accident, or an attack on the parser
 _NAMES = sorted(control.__all__, key=str.swapcase)  # schedules first
@@ -48,7 +48,7 @@ def parse_family(text: str) -> Family:
     >>> parse_family("renyi(2)").order
     2.0
     """
-    from .functional import families
+    from entreg.functional import families
 
     plain = {"shannon": families.SHANNON, "SHANNON": families.SHANNON, "min_entropy": families.min_entropy}
     legal = "shannon, renyi(order), tsallis(order), min_entropy"

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
-from .control import Controller, Plateau, as_controller
-from .schedules import OPEN, Schedule, Target, fix, number
+from entreg.control import Controller, Plateau, as_controller
+from entreg.schedules import OPEN, Schedule, Target, fix, number
 
 __all__ = ["BestSquashed", "action_dim", "best_squashed", "feasible", "fraction_of_max", "greedy_probability", "resolve"]
 
