@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 FLOOR = -1e4  # y of a class of probability exactly 0, in float64 too: turns 0 * -inf into 0 where a product needs it, and changes no other digit
-NEAR_ONE = 0.1  # |e| below which sum p^a is taken as 1 + something small
+NEAR_ONE = 0.6  # |e| below which sum p^a is taken as 1 + something small: the escort form loses a factor 1/|e|, this one digits of large entropies
 Parts: TypeAlias = tuple[Tensor, ...]
 
 
@@ -27,7 +27,7 @@ def _scan(logits: Tensor, support: Tensor | None) -> tuple[Tensor, Tensor, Tenso
 
 def _wide(row: Tensor) -> Tensor:
     """Row values in float64: the rounding of log s (5e-7 at V = 50k) is divided by e, and exponentiated by Tsallis. (Apple's devices have no float64.)"""
-    return row if row.device.type == "mps" else row.double()
+    return row.float() if row.device.type == "mps" else row.double()
 
 
 def _renyi(y: Tensor, w: Tensor, s: Tensor, order: float) -> tuple[Tensor, Parts]:
@@ -38,7 +38,7 @@ def _renyi(y: Tensor, w: Tensor, s: Tensor, order: float) -> tuple[Tensor, Parts
         mean = (w * y).sum(-1, keepdim=True) / s
         return s.log() - mean, (y, mean)  # both terms >= 0: no cancellation
     if order == 0:
-        return (y > -math.inf).sum(-1, keepdim=True).to(y.dtype).log() + 0 * s, ()  # 0 * s: NaN in a row without a class, as everywhere
+        return _wide((y > -math.inf).sum(-1, keepdim=True)).log() + 0 * s, ()  # 0 * s: NaN in a row without a class, as everywhere
     if math.isinf(order):
         top = (y == 0).to(y.dtype)
         return s.log(), (top, top.sum(-1, keepdim=True))
@@ -86,7 +86,7 @@ def in_front(info: Any, in_dims: tuple[Any, ...], tensors: list[Any]) -> list[An
 class SoftmaxRenyi(torch.autograd.Function):
     """`(logits [*, V], support [*, V] | None, index [*] | None, order) -> (log p_index [*] | None, R_order [*], then the parts that backward needs)`.
 
-    The entropy is float64 at orders that are neither 0, 1 nor infinity: a family's transform comes before the rounding.
+    The entropy is float64 at orders other than 1 and infinity: a family's transform comes before the rounding.
     """
 
     @staticmethod
