@@ -12,7 +12,6 @@ import torch
 from entreg import functional
 from entreg.rl.config import OnPolicyConfig
 from entreg.rl.learner import Learner, Rollout
-from entreg.rl.schedule import Schedule
 from entreg.run import Run, Summary
 
 STATUS = "stable"
@@ -40,14 +39,13 @@ class Config(OnPolicyConfig):
 def train(config: Config, run: Run | None = None) -> Summary:
     """Train the population that `config` describes; records, checkpoints and policies go to the run's folder."""
     check(config)
-    with Learner("ppo", config, run) as learner:
-        clip = learner.schedule("clip", config.clip)
+    with Learner("ppo", config, run, schedules={"clip": config.clip}) as learner:
         for rollout in learner.rollouts():
-            update(learner, config, rollout, clip)
+            update(learner, config, rollout, learner.schedules["clip"].value)
         return learner.finish()
 
 
-def update(learner: Learner, config: Config, rollout: Rollout, clip: Schedule) -> None:
+def update(learner: Learner, config: Config, rollout: Rollout, clip: float) -> None:
     """Several epochs of clipped gradient steps on one rollout."""
     members, items = rollout.advantage.shape
     active = torch.ones(members, dtype=torch.bool)
@@ -57,7 +55,7 @@ def update(learner: Learner, config: Config, rollout: Rollout, clip: Schedule) -
             batch = rollout if config.batch_size >= items else rollout.take(order[:, start : start + config.batch_size])
             outputs, value = learner.network.both(batch.observation)
             log_prob, entropy = learner.families.stats(learner.head, outputs, batch.action, batch.mask)
-            policy_loss = functional.ppo_clip(log_prob, batch.log_prob, learner.advantage(batch), clip.value)
+            policy_loss = functional.ppo_clip(log_prob, batch.log_prob, learner.advantage(batch), clip)
             if config.kl_coef or config.target_kl is not None:
                 kl = learner.head.kl(batch.outputs, outputs, batch.mask)
                 policy_loss = policy_loss + config.kl_coef * kl

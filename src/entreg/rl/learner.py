@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from entreg import stacked
+from entreg import spelling, stacked
 from entreg.rl import acting, advantages, environments, episodes, population
 from entreg.rl.acting import Policy
 from entreg.rl.books import Books
@@ -48,7 +48,7 @@ class Rollout(NamedTuple):
 class Learner:
     """The population, its experience and its books. A context: leaving it closes environments and files and restores signal handlers."""
 
-    def __init__(self, recipe: str, config: OnPolicyConfig, run: Run | None) -> None:
+    def __init__(self, recipe: str, config: OnPolicyConfig, run: Run | None, *, schedules: Mapping[str, str] | None = None) -> None:
         check(config)
         self.config = config
         self.run = run if run is not None else Run()
@@ -66,7 +66,8 @@ class Learner:
         self.members = population.expand(coefs, config.family, seeds)
         self.regularizers = population.regularizers(self.members, self.head, steps=self.updates, lr=config.coef_lr, init_coef=config.coef_init)
         self.families = population.Families([member.family for member in self.members])
-        self.schedules: dict[str, Schedule] = {}
+        texts = {"learning_rate": config.learning_rate, **(schedules or {})}
+        self.schedules = {name: Schedule(name, text, self.updates) for name, text in texts.items()}
         member_seeds = [member.seed for member in self.members]
         self.streams = population.Streams(member_seeds)
         scaler = RewardScaler(len(self.members), config.environments, config.gamma) if config.normalise_reward else None
@@ -79,14 +80,17 @@ class Learner:
         self.stopped: str | None = None
         self.complete = False
         self.books = Books(self.members, self.head, self.regularizers)
-        self.run.start(recipe, config.env, config, members=[{"member": index, **member._asdict()} for index, member in enumerate(self.members)])
+        controllers = [spelling.spell(regularizer.controller) for regularizer in self.regularizers]
+        members = [{"member": i, **member._asdict(), "controller": text} for i, (member, text) in enumerate(zip(self.members, controllers, strict=True))]
+        self.run.start(recipe, config.env, config, members=members, total=self.updates * config.environments * config.rollout)
+        for note in self.environments.notes:
+            self.run.event(0, "note", note)
 
     def __enter__(self) -> "Learner":
         self.run.__enter__()
-        self._restored = self.run.restore()
-        self.schedule("learning_rate", self.config.learning_rate)
-        if self._restored is not None:
-            self.load_state_dict(self._restored)
+        state = self.run.restore()
+        if state is not None:
+            self.load_state_dict(state)
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -98,13 +102,6 @@ class Learner:
         """Environment steps that each member has taken."""
         return self.update * self.config.environments * self.config.rollout
 
-    def schedule(self, name: str, text: str) -> Schedule:
-        """A number that moves once a rollout over the run, kept in checkpoints."""
-        schedule = Schedule(name, text, self.updates)
-        schedule.load_state_dict(self._restored["schedules"][name]) if self._restored else None
-        self.schedules[name] = schedule
-        return schedule
-
     def rollouts(self) -> Iterator[Rollout]:
         """Rollouts until the run is complete or stopped; after each one controllers step, and records and checkpoints are written."""
         every = self.run.settings.eval_every
@@ -115,7 +112,7 @@ class Learner:
             before = self.step
             self.update += 1
             if self.update % max(1, self.updates // _LOG_LINES) == 0 or self.update == self.updates:
-                rate = {f"{name}": schedule.value for name, schedule in self.schedules.items()}
+                rate = {name: schedule.value for name, schedule in self.schedules.items()}
                 for index, row in enumerate(self.books.rows(rollout.outputs, rollout.mask, self.step)):
                     self.run.log(self.step, member=index, **row, **rate)
             for schedule in self.schedules.values():
@@ -214,6 +211,8 @@ class Learner:
         with torch.no_grad():
             self.network.parameters.data.copy_(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for name, schedule in self.schedules.items():
+            schedule.load_state_dict(state["schedules"][name])
         for index, regularizer in enumerate(self.regularizers):
             regularizer.load_state_dict(state["regularizers"][str(index)])
         self.streams.load_state_dict(state["streams"])

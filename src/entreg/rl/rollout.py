@@ -77,6 +77,8 @@ class Collector:
             rewards, ended = self._by_member(step.reward), self._by_member(step.terminated | step.truncated)
             reward[:, t] = rewards if self.reward_scaler is None else self.reward_scaler(rewards, ended)
             terminated[:, t], truncated[:, t] = self._by_member(step.terminated), self._by_member(step.truncated & ~step.terminated)
+            if step.final_observation is not None:
+                check(final_observation=step.final_observation[step.terminated | step.truncated])
             if step.final_observation is not None and truncated[:, t].any():
                 cut = truncated[:, t]
                 finals.append(self._normalised(step.final_observation)[cut])

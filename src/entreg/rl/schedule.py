@@ -11,8 +11,8 @@ class Schedule:
     """`value` follows an open-loop controller (a number, linear, exponential, cosine, piecewise) over `steps` steps."""
 
     def __init__(self, name: str, text: str, steps: int) -> None:
-        self._controller = targets.resolve(spelling.parse_controller(text), steps=steps)
         try:
+            self._controller = targets.resolve(spelling.parse_controller(text), steps=steps)
             self._state = self._controller.init()
             self._controller.update(self._state, Observed(entropy=float("nan")))
         except ValueError as error:
