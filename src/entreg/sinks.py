@@ -112,7 +112,7 @@ class Sinks:
         end = f"/member-{record['member']}" if self._members > 1 and "member" in record else ""
         skip = ("step", "time", "member")
         scalars = {name + end: float(value) for name, value in record.items() if isinstance(value, int | float) and name not in skip}
-        for name, sink in list(self._open.items()):
+        for name, sink in list(self._open.items()) if scalars else ():
             with self._guard(name):
                 sink.log(int(record["step"]), scalars)
 
@@ -130,4 +130,4 @@ class Sinks:
                 yield
         except Exception as error:  # a tracker may raise anything, and none of it may end a run
             self._open.pop(name, None)
-            warn(f"{name} is dropped, the run goes on: {type(error).__name__}: {error}")
+            warn(f"{name} is dropped, the run goes on: {type(error).__name__}: {' '.join(str(error).split())}")
