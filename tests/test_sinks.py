@@ -7,6 +7,7 @@ import pytest
 
 from entreg import sinks
 from entreg.run import Run, RunSettings
+from tests import faults
 
 PAGE = {"recipe": "ppo", "task": "x", "config": {"a": 1}, "run": {}}
 RECORD = {"step": 3, "time": 1.0, "member": 1, "entropy": 0.5, "entropy/max": 0.7, "note": "text"}
@@ -37,7 +38,7 @@ class Fake:
 
 def use(monkeypatch, name, fake):
     module = types.ModuleType(name)
-    module.init = fake.init
+    module.init, module.finish = fake.init, fake.finish
     monkeypatch.setitem(sys.modules, name, module)
 
 
@@ -80,6 +81,26 @@ def test_tensorboard_holds_what_the_records_hold(tmp_path):
     events = EventAccumulator(str(run.folder / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("entropy")] == [(0, 0.0), (1, 0.25), (2, 0.5)]
+
+
+REAL = """
+import sys
+from entreg.run import Run, RunSettings
+with Run.open("toy", "x", {"a": 1}, RunSettings(out=sys.argv[1], track=("trackio", "wandb"), quiet=True)) as run:
+    for step in range(3):
+        run.log(step, member=0, entropy=0.5)
+"""
+
+
+@pytest.mark.slow
+def test_trackio_and_wandb_themselves_without_a_network(tmp_path, monkeypatch):
+    pytest.importorskip("trackio")
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    ended = faults.finish([sys.executable, "-c", REAL, str(tmp_path)])
+    assert ended.code == 0 and ended.out == "" and "dropped" not in ended.err, ended
+    (folder,) = faults.started(tmp_path)
+    assert list(folder.glob("wandb/offline-run-*/*.wandb")) and (tmp_path / "trackio" / "entreg.db").stat().st_size > 0
 
 
 def test_unknown_and_missing_ones_are_said_before_anything_is_made(monkeypatch, tmp_path):
