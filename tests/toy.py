@@ -41,7 +41,7 @@ def train(config: Config, run: Run, *, pause: float = 0.0, deaf: bool = False, a
         place = place + generator.standard_normal(config.size)
         run.check_finite(step, place=place)
         run.log(step, member=0, entropy=float(np.abs(place).sum()), coef=0.01)
-        if step % 10 == 0:
+        if step % 3 == 0:
             run.save_best(0, float(place[0]), {"spec": {"size": config.size}, "weights": {"place": place}, "normaliser": None}, step=step)
         if step == announce:
             print("announced", flush=True)

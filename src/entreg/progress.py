@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.live import Live
-    from rich.table import Table
 
     from entreg.run import Summary
 
@@ -107,12 +107,13 @@ class Progress:
         speed = f"  {number(float(self._speed))} steps/s" if self._speed is not None else ""
         return f"step {self._step}{share}{speed}"
 
-    def table(self) -> Table:
-        """The live table."""
+    def view(self) -> Group:
+        """What a terminal shows: a head line and a table."""
+        from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=Text(f"{self._title}  {self.where()}  {self._clock() - self._start:.0f} s".strip()), title_justify="left")
+        table = Table()
         shown = [name for name in COLUMNS if self._values(name)]
         table.add_column("member" if self._members > 1 else "")
         for name in shown:
@@ -123,7 +124,7 @@ class Progress:
         else:
             for member, record in sorted(self._last.items()):
                 table.add_row(str(member) if self._members > 1 else "", *(number(record.get(name)) for name in shown))
-        return table
+        return Group(Text(f"{self._title}  {self.where()}  {self._clock() - self._start:.0f} s".strip()), table)
 
     def _values(self, name: str) -> list[float]:
         return [record[name] for record in self._last.values() if isinstance(record.get(name), int | float)]
@@ -132,7 +133,7 @@ class Progress:
         self._behind = False
         try:
             if self._terminal and self._start_live() is not None:
-                self._live.update(self.table(), refresh=True)  # type: ignore[union-attr]  # just started
+                self._live.update(self.view(), refresh=True)  # type: ignore[union-attr]  # just started
             else:
                 print(self.line(), file=self._stream, flush=True)
         except (OSError, ValueError):  # a closed terminal or pipe

@@ -101,6 +101,7 @@ class Run:
         self._stopped: str | None = None
         self._state: State | None = None
         self._handlers: dict[int, Any] = {}
+        self._process = os.getpid()
 
     @classmethod
     def open(cls, recipe: str, task: str, config: Any, settings: RunSettings = RunSettings(), *, command: str | None = None, **how: Any) -> Run:
@@ -290,6 +291,10 @@ class Run:
             self._lock = None
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a forked environment worker has inherited this handler: the run's process decides, or ends it
+            if number == signal.SIGTERM:
+                os._exit(143)
+            return
         if number == signal.SIGINT and self._stopped in ("SIGINT", "SIGTERM"):
             self._progress.abandon()
             os._exit(130)

@@ -47,29 +47,29 @@ class TensorBoard:
 
 
 class Tracker:
-    """A run of trackio or W&B, which share these calls."""
+    """trackio or W&B: modules that share `init`, `log` and `finish`."""
 
-    def __init__(self, run: Any) -> None:
-        self._run = run
+    def __init__(self, module: str, **options: Any) -> None:
+        self._module: Any = importlib.import_module(module)
+        self._run = self._module.init(project="entreg", **options)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         """Log the scalars at `step`; lines of one step (the members, an evaluation) add up."""
         self._run.log(dict(scalars), step=step)
 
     def close(self) -> None:
-        """End the tracker's run."""
-        self._run.finish()
+        """End the run, by the module: trackio would else end it again at exit, on stdout."""
+        self._module.finish()
 
 
 def trackio(folder: Path, page: Mapping[str, Any]) -> Tracker:
     """A run named like the folder in trackio's local database."""
-    return Tracker(importlib.import_module("trackio").init(project="entreg", name=folder.name, config=dict(page), embed=False))
+    return Tracker("trackio", name=folder.name, config=dict(page))
 
 
 def wandb(folder: Path, page: Mapping[str, Any]) -> Tracker:
     """An offline W&B run in the folder (`wandb sync` uploads it)."""
-    mode: Any = os.environ.get("WANDB_MODE", "offline")
-    return Tracker(importlib.import_module("wandb").init(project="entreg", name=folder.name, config=dict(page), dir=str(folder), mode=mode))
+    return Tracker("wandb", name=folder.name, config=dict(page), dir=str(folder), mode=os.environ.get("WANDB_MODE", "offline"))
 
 
 OPENERS: dict[str, tuple[str, Callable[[Path, Mapping[str, Any]], Sink]]] = {
@@ -112,7 +112,7 @@ class Sinks:
         end = f"/member-{record['member']}" if self._members > 1 and "member" in record else ""
         skip = ("step", "time", "member")
         scalars = {name + end: float(value) for name, value in record.items() if isinstance(value, int | float) and name not in skip}
-        for name, sink in list(self._open.items()):
+        for name, sink in list(self._open.items()) if scalars else ():
             with self._guard(name):
                 sink.log(int(record["step"]), scalars)
 
@@ -130,4 +130,4 @@ class Sinks:
                 yield
         except Exception as error:  # a tracker may raise anything, and none of it may end a run
             self._open.pop(name, None)
-            warn(f"{name} is dropped, the run goes on: {type(error).__name__}: {error}")
+            warn(f"{name} is dropped, the run goes on: {type(error).__name__}: {' '.join(str(error).split())}")
