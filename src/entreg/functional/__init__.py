@@ -10,14 +10,19 @@ from entreg.functional.categorical import (
     renyi_divergence,
     top_p_entropy,
 )
+from entreg.functional.continuous import gaussian_entropy, gaussian_kl, multivariate_gaussian_entropy, tanh_gaussian_entropy, tanh_log_det
 from entreg.functional.estimators import k1, k2, k3
 from entreg.functional.families import SHANNON, Family, curvature, min_entropy, renyi, tsallis
 from entreg.functional.losses import policy_gradient, ppo_clip
+from entreg.functional.marginal import Marginal, RunningMarginal, log_marginal, marginal_entropy, marginal_kl
 from entreg.functional.reduce import Tally, tally
+from entreg.functional.samples import knn_entropy, parzen, sampled, score_function_bonus
 
 __all__ = [
     "SHANNON",
     "Family",
+    "Marginal",
+    "RunningMarginal",
     "Tally",
     "bernoulli_entropy",
     "categorical_entropy",
@@ -26,15 +31,27 @@ __all__ = [
     "categorical_stats",
     "clamped_entropy",
     "curvature",
+    "gaussian_entropy",
+    "gaussian_kl",
     "k1",
     "k2",
     "k3",
+    "knn_entropy",
+    "log_marginal",
+    "marginal_entropy",
+    "marginal_kl",
     "min_entropy",
+    "multivariate_gaussian_entropy",
+    "parzen",
     "policy_gradient",
     "ppo_clip",
     "renyi",
     "renyi_divergence",
+    "sampled",
+    "score_function_bonus",
     "tally",
+    "tanh_gaussian_entropy",
+    "tanh_log_det",
     "top_p_entropy",
     "tsallis",
 ]

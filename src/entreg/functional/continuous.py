@@ -38,8 +38,9 @@ def gaussian_entropy(log_std: Float[Tensor, "*batch D"], family: Family = SHANNO
     Source: Cover and Thomas, Elements of Information Theory, theorem 8.4.1; Rényi: Nadarajah and Zografos 2003.
     """
     (log_std,) = _full_precision(log_std)
-    order = _positive_order(family)
-    return family.from_renyi(log_std.sum(-1) + log_std.shape[-1] * _gaussian_constant(order))
+    if not family.order > 0.0:
+        raise ValueError(f"family: {family.name} has order {family.order}; legal for a continuous distribution are orders > 0")
+    return family.from_renyi(log_std.sum(-1) + log_std.shape[-1] * _gaussian_constant(family.order))
 
 
 def multivariate_gaussian_entropy(scale_tril: Float[Tensor, "*batch D D"], family: Family = SHANNON) -> Float[Tensor, "*batch"]:
@@ -108,10 +109,7 @@ def tanh_gaussian_entropy(mean: Float[Tensor, "*batch D"], log_std: Float[Tensor
 
     Source: change of variables; gradients by Stein's lemma. Monte-Carlo elsewhere: SAC (Haarnoja et al. 2018) uses one sample.
     """
-    order = _positive_order(family)
-    if LARGEST_ORDER < order < math.inf:
-        raise ValueError(f"family: order {order} for a squashed Gaussian; legal are orders in (0, {LARGEST_ORDER:g}] and inf")
-    return family.from_renyi(squashed_renyi(mean, log_std, order).sum(-1))
+    return family.from_renyi(squashed_renyi(mean, log_std, family.order).sum(-1))
 
 
 def squashed_renyi(mean: Float[Tensor, "*shape"], log_std: Float[Tensor, "*shape"], order: float) -> Float[Tensor, "*shape"]:
@@ -120,9 +118,20 @@ def squashed_renyi(mean: Float[Tensor, "*shape"], log_std: Float[Tensor, "*shape
     >>> squashed_renyi(torch.zeros(2), torch.zeros(2), 1.0)
     tensor([0.6698, 0.6698])
     """
+    if not 0.0 < order <= LARGEST_ORDER and order != math.inf:
+        raise ValueError(f"order: {order} for a squashed Gaussian; legal are (0, {LARGEST_ORDER:g}] and inf")
     mean, log_std = torch.broadcast_tensors(*_full_precision(mean, log_std))  # type: ignore[no-untyped-call]
     value: Tensor = _SquashedRenyi.apply(mean, log_std, order)[0]  # type: ignore[no-untyped-call]
     return value
+
+
+def squashed_mean(mean: Float[Tensor, "*shape"], log_std: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """`E tanh u`, elementwise, within 1e-6; twice minus it is the Shannon entropy's derivative by the mean.
+
+    >>> squashed_mean(torch.tensor([0.0, 1.0]), torch.zeros(2))
+    tensor([0.0000, 0.5504])
+    """
+    return -0.5 * _squashed_shannon(*_full_precision(mean, log_std))[1]
 
 
 def squashed_mode(mean: Float[Tensor, "*shape"], log_std: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -278,12 +287,6 @@ def _gaussian_constant(order: float) -> float:
 
 def _nodes(rule: tuple[list[float], ...], like: Tensor) -> tuple[Tensor, Tensor]:
     return like.new_tensor(rule[0]), like.new_tensor(rule[1])
-
-
-def _positive_order(family: Family) -> float:
-    if not family.order > 0.0:
-        raise ValueError(f"family: {family.name} has order {family.order}; legal for a continuous distribution are orders > 0")
-    return family.order
 
 
 def _full_precision(*tensors: Tensor) -> tuple[Tensor, ...]:

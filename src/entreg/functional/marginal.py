@@ -50,9 +50,7 @@ def marginal_entropy(logits: Float[Tensor, "*batch V"], family: Family = SHANNON
     return categorical_entropy(log_marginal(logits, mask), family)
 
 
-def marginal_kl(
-    logits: Float[Tensor, "*batch V"], prior: Float[Tensor, " V"] | None = None, mask: Tensor | None = None
-) -> Float[Tensor, ""]:
+def marginal_kl(logits: Float[Tensor, "*batch V"], prior: Float[Tensor, " V"] | None = None, mask: Tensor | None = None) -> Float[Tensor, ""]:
     """`KL(m || prior)` of the batch marginal, `(*, V) -> ()` nats; `prior` are class probabilities, uniform when left out (then it is `log V - H(m)`).
 
     To be minimised where the classes are known to be unbalanced: raising `H(m)` would pull towards uniform. Infinite when the marginal has mass where the
@@ -87,8 +85,8 @@ class RunningMarginal:
     assumed before the first batch. Gradient: that of the entropy (or KL) at `m` with respect to the current batch's marginal, as if `m` moved one to one with
     it; so the strength of the term does not depend on the momentum.
 
-    `prior`: class probabilities that `kl` compares with, uniform when left out. `all_reduce`: a SUM over ranks, given a detached tensor; then the ranks' gradients
-    ADD UP to that of the whole batch: multiply the loss by the world size where the trainer averages them.
+    `prior`: class probabilities that `kl` compares with, uniform when left out. `all_reduce`: a SUM over ranks, given a detached tensor; then the ranks'
+    gradients ADD UP to that of the whole batch: multiply the loss by the world size where the trainer averages them.
 
     Raises `ValueError` for a momentum outside [0, 1).
 
