@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from entreg.checkpoint import Checkpoints, load_best
-from entreg.folder import find_run, read_config
+from entreg.folder import find_run, read_config, warn
 from entreg.rl import acting, episodes
 from entreg.rl.acting import Policy
-from entreg.run import warn
 
 
 def load(folder: str | Path, member: int | None = None) -> Policy:
@@ -42,9 +41,7 @@ def load(folder: str | Path, member: int | None = None) -> Policy:
     return acting.from_checkpoint(saved.state, chosen)
 
 
-def play(
-    folder: Path, *, count: int = 5, temperature: float = 0.0, member: int | None = None, seed: int = 0, save: Path | None = None
-) -> Iterator[str]:
+def play(folder: Path, *, count: int = 5, temperature: float = 0.0, member: int | None = None, seed: int = 0, save: Path | None = None) -> Iterator[str]:
     """Evaluate a run's policy and show an episode, in a window or as an animation file; yields lines to print."""
     if count < 1:
         raise ValueError(f"episodes must be at least 1, got {count}")
@@ -115,7 +112,7 @@ def export(folder: Path, *, output: Path | None = None, member: int | None = Non
     )  # fmt: skip
     batch = torch.cat([example, example, example])[:5]
     outputs, action = onnxruntime.InferenceSession(str(target)).run(None, {"observation": batch.numpy()})
-    error = float(np.abs(outputs - module(batch)[0].detach().numpy()).max())
-    if error > 1e-4 * max(1.0, float(np.abs(outputs).max())) or len(action) != len(batch):
-        raise ValueError(f"the exported graph differs from the policy by {error:.2g}")
-    return f"{target}: observation {list(architecture.observation)} to outputs and action, checked with onnxruntime (largest difference {error:.1g})"
+    difference = float(np.abs(outputs - module(batch)[0].detach().numpy()).max())
+    if difference > 1e-4 * max(1.0, float(np.abs(outputs).max())) or len(action) != len(batch):
+        raise ValueError(f"the exported graph differs from the policy by {difference:.2g}")
+    return f"{target}: observation {list(architecture.observation)} to outputs and action, checked with onnxruntime (largest difference {difference:.1g})"

@@ -103,7 +103,7 @@ class StackedAdam:
 @torch.no_grad()
 def clip_grad_norm(parameters: FlatParameters, max_norm: float) -> Float[Tensor, " M"]:
     """Scale each member's gradient to a Euclidean norm of at most `max_norm`; returns the norms before, `[M]`."""
-    norm = parameters.grad.norm(dim=1)
+    norm: Tensor = parameters.grad.norm(dim=1)
     parameters.grad.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0)[:, None])
     return norm
 

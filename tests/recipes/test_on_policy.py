@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from entreg import functional, recipes, spelling
-from entreg.record import read_records
 from entreg.recipes import a2c, ppo, reinforce
+from entreg.record import read_records
 from entreg.run import NonFinite, Run, RunSettings
 from tests.rl.small import REWARDS
 
@@ -96,7 +96,7 @@ def test_continuous_actions_find_the_best_one(squash, tmp_path):
 
 def test_images_go_through_the_convolutions(tmp_path):
     config = {"env": "tests.rl.small:Picture-v0", "steps": 2_000, "learning_rate": "0.003", "gamma": 0.0, "coef": ("0",), "epochs": 4}
-    summary, records = trained(ppo, tmp_path, **config)
+    _, records = trained(ppo, tmp_path, **config)
     assert [record for record in records if "eval/return" in record][-1]["eval/return"] == 1.0
 
 

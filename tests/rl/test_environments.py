@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.envs.classic_control import PendulumEnv
 
 from entreg.rl.environments import Step, make
 from entreg.rl.stepping import environment_seed
@@ -279,7 +280,7 @@ def test_warnings_of_the_making_are_notes(monkeypatch):
     def noisy():
         warnings.warn("the wind is not calibrated", stacklevel=1)
         warnings.warn("old internals", DeprecationWarning, stacklevel=1)
-        return gymnasium.envs.classic_control.PendulumEnv()
+        return PendulumEnv()
 
     monkeypatch.setitem(gymnasium.registry, "Noisy-v0", gymnasium.envs.registration.EnvSpec("Noisy-v0", entry_point=noisy))
     assert make("Noisy-v0", seeds=[0], per_member=3).notes == ("the wind is not calibrated",)

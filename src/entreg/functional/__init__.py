@@ -55,4 +55,3 @@ __all__ = [
     "top_p_entropy",
     "tsallis",
 ]
-from entreg.functional.continuous import gaussian_entropy, gaussian_kl, multivariate_gaussian_entropy, tanh_gaussian_entropy, tanh_log_det  # noqa: E402

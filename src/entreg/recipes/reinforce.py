@@ -8,7 +8,7 @@ from typing import Literal
 
 from entreg import functional
 from entreg.rl.config import OnPolicyConfig
-from entreg.rl.learner import Learner
+from entreg.rl.learner import Learner, Rollout
 from entreg.run import Run, Summary
 
 STATUS = "experimental"
@@ -33,10 +33,15 @@ def train(config: Config, run: Run | None = None) -> Summary:
         for rollout in learner.rollouts():
             outputs, value = learner.network.both(rollout.observation)
             log_prob, entropy = learner.families.stats(learner.head, outputs, rollout.action, rollout.mask)
-            if config.baseline == "none":
-                rollout = rollout._replace(advantage=rollout.returns)
-            elif config.baseline == "mean":
-                rollout = rollout._replace(advantage=rollout.returns - rollout.returns.mean(1, keepdim=True))
-            policy_loss = functional.policy_gradient(log_prob, learner.advantage(rollout))
+            policy_loss = functional.policy_gradient(log_prob, learner.advantage(with_baseline(rollout, config.baseline)))
             learner.gradient_step(outputs, policy_loss, (value - rollout.returns).square(), entropy)
         return learner.finish()
+
+
+def with_baseline(rollout: Rollout, baseline: str) -> Rollout:
+    """The rollout with its advantages measured against `baseline` instead of the value."""
+    if baseline == "none":
+        return rollout._replace(advantage=rollout.returns)
+    if baseline == "mean":
+        return rollout._replace(advantage=rollout.returns - rollout.returns.mean(1, keepdim=True))
+    return rollout

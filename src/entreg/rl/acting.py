@@ -44,7 +44,8 @@ class Policy:
             raise ValueError(f"observation must have shape {shape} or (B, {', '.join(map(str, shape))}), got {observation.shape}")
         if observation.ndim > len(shape):
             return self.act_all(observation, mask, temperature=temperature)
-        return self.act_all(observation[None], None if mask is None else np.asarray(mask)[None], temperature=temperature)[0]
+        single: np.ndarray = self.act_all(observation[None], None if mask is None else np.asarray(mask)[None], temperature=temperature)[0]
+        return single
 
     def act_all(self, observation: np.ndarray, mask: np.ndarray | None, *, temperature: float = 0.0) -> np.ndarray:
         """Actions `(M n, ...)` for observations `(M n, *shape)` and masks, member-major."""
@@ -79,13 +80,17 @@ def specification(network: ActorCritic, head: Head) -> dict[str, Any]:
 def from_state(state: Mapping[str, Any]) -> Policy:
     """The policy that `Policy.state` described."""
     spec = state["spec"]
-    architecture = Architecture(**{key: tuple(value) if isinstance(value, list) else value for key, value in spec["architecture"].items()})
-    action = ActionSpec(**{key: tuple(value) if isinstance(value, list) else value for key, value in spec["action"].items()})
+    architecture = Architecture(**_tuples(spec["architecture"]))
+    action = ActionSpec(**_tuples(spec["action"]))
     moments = None
     if state["normaliser"] is not None:
         moments = RunningMoments(1, architecture.observation)
         moments.load_state_dict(state["normaliser"])
     return Policy(from_weights(architecture, state["weights"]), head_for(action, squash=spec["squash"]), moments)
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def from_checkpoint(state: Mapping[str, Any], member: int) -> Policy:
@@ -94,7 +99,7 @@ def from_checkpoint(state: Mapping[str, Any], member: int) -> Policy:
     if not 0 <= member < len(network):
         raise ValueError(f"member must be between 0 and {len(network) - 1}, got {member}")
     spec = state["policy"]
-    architecture = Architecture(**{key: tuple(value) if isinstance(value, list) else value for key, value in spec["architecture"].items()})
+    architecture = Architecture(**_tuples(spec["architecture"]))
     named = shapes(architecture)
     parts = network[member].split([math.prod(shape) for shape in named.values()])
     moments = state["collector"]["moments"]

@@ -13,20 +13,10 @@ def gae(rewards: np.ndarray, values: np.ndarray, next_values: np.ndarray, done: 
     """
     delta = rewards + gamma * next_values - values
     carry = (gamma * lam) * (1.0 - done)
-    result = np.empty_like(delta)
+    result: np.ndarray = np.empty_like(delta)
     running = np.zeros_like(delta[:, 0])
     for t in range(delta.shape[1] - 1, -1, -1):
         running = delta[:, t] + carry[:, t] * running
-        result[:, t] = running
-    return result
-
-
-def reward_to_go(rewards: np.ndarray, next_values: np.ndarray, done: np.ndarray, gamma: float) -> np.ndarray:
-    """Discounted sums `(M, T, n)` of the rewards to the end of the episode, or to the end of the rollout plus the value there."""
-    result = np.empty_like(rewards)
-    running = next_values[:, -1]
-    for t in range(rewards.shape[1] - 1, -1, -1):
-        running = rewards[:, t] + gamma * np.where(done[:, t], next_values[:, t], running)
         result[:, t] = running
     return result
 
@@ -35,7 +25,8 @@ def explained_variance(values: np.ndarray, returns: np.ndarray) -> np.ndarray:
     """1 - Var(returns - values) / Var(returns) of each member, `(M, T, n) -> (M,)`; 0 where the returns do not vary."""
     variance = returns.reshape(len(returns), -1).var(axis=1)
     residual = (returns - values).reshape(len(returns), -1).var(axis=1)
-    return np.where(variance > 0, 1 - residual / np.maximum(variance, 1e-12), 0.0)
+    explained: np.ndarray = np.where(variance > 0, 1 - residual / np.maximum(variance, 1e-12), 0.0)
+    return explained
 
 
 def soft_rewards(rewards: np.ndarray, next_entropy: np.ndarray, coef: np.ndarray, gamma: float) -> np.ndarray:
@@ -44,4 +35,5 @@ def soft_rewards(rewards: np.ndarray, next_entropy: np.ndarray, coef: np.ndarray
     With the direct term of the loss, policy gradients on these maximise return plus coef x entropy of whole trajectories: an action
     is credited with the entropies that follow it, its own state's entropy with its direct gradient. `next_entropy` is 0 after termination.
     """
-    return rewards + gamma * coef[:, None, None] * next_entropy
+    soft: np.ndarray = rewards + gamma * coef[:, None, None] * next_entropy
+    return soft

@@ -93,10 +93,9 @@ class Discrete:
         return family.from_renyi(torch.stack(parts).sum(0))
 
     def kl(self, old: Tensor, new: Tensor, mask: Tensor | None) -> Tensor:
-        parts = zip(self._parts(old), self._parts(new), self._masks(mask), strict=True)
-        if mask is None:
-            return torch.stack([functional.categorical_kl(p, q) for p, q, _ in parts]).sum(0)
-        return torch.stack([functional.categorical_kl(p.masked_fill(~m, -math.inf), q.masked_fill(~m, -math.inf)) for p, q, m in parts]).sum(0)
+        if mask is not None:
+            old, new = old.masked_fill(~mask, -math.inf), new.masked_fill(~mask, -math.inf)
+        return torch.stack([functional.categorical_kl(p, q) for p, q in zip(self._parts(old), self._parts(new), strict=True)]).sum(0)
 
     def max_entropy(self, family: Family, mask: Tensor | None = None) -> Tensor | None:
         if mask is None:
@@ -144,7 +143,8 @@ class Gaussian:
         return None
 
     def to_environment(self, action: np.ndarray) -> np.ndarray:
-        return np.clip(action, *_bounds(self.spec))
+        clipped: np.ndarray = np.clip(action, *_bounds(self.spec))
+        return clipped
 
     def mode(self, outputs: Tensor) -> Tensor:
         low, high = (torch.from_numpy(bound) for bound in _bounds(self.spec))
@@ -172,14 +172,16 @@ class TanhGaussian(Gaussian):
         return log_prob, functional.tanh_gaussian_entropy(mean, log_std, family)
 
     def entropy(self, outputs: Tensor, family: Family, mask: Tensor | None) -> Tensor:
-        return functional.tanh_gaussian_entropy(*self._clamped(outputs).chunk(2, dim=-1), family)
+        mean, log_std = self._clamped(outputs).chunk(2, dim=-1)
+        return functional.tanh_gaussian_entropy(mean, log_std, family)
 
     def kl(self, old: Tensor, new: Tensor, mask: Tensor | None) -> Tensor:
         return super().kl(self._clamped(old), self._clamped(new), mask)  # a bijection leaves the divergence as it is
 
     def to_environment(self, action: np.ndarray) -> np.ndarray:
         low, high = _bounds(self.spec)
-        return low + (np.tanh(action) + 1) / 2 * (high - low)
+        scaled: np.ndarray = low + (np.tanh(action) + 1) / 2 * (high - low)
+        return scaled
 
     def mode(self, outputs: Tensor) -> Tensor:
         low, high = (torch.from_numpy(bound) for bound in _bounds(self.spec))

@@ -5,6 +5,7 @@ actor.0.weight, actor.0.bias, actor.1.weight, ..., critic.0.weight, ...: the lay
 nothing, except the convolutions where observations are images (CHW, uint8, scaled to [0, 1]).
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
@@ -62,7 +63,7 @@ def shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     result: dict[str, tuple[int, ...]] = {}
     for tower, outputs in (("actor", architecture.outputs), ("critic", 1)):
         sizes = (_flat_size(architecture), *architecture.hidden, outputs)
-        for layer, (size_in, size_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        for layer, (size_in, size_out) in enumerate(itertools.pairwise(sizes)):
             result[f"{tower}.{layer}.weight"] = (size_in, size_out)
             result[f"{tower}.{layer}.bias"] = (size_out,)
     if architecture.log_std:

@@ -114,7 +114,8 @@ def gradient_shares(bonus_loss: Tensor, task_loss: Tensor, outputs: Tensor) -> n
 
 def _grad(loss: Tensor, outputs: Tensor) -> Tensor:
     (grad,) = torch.autograd.grad(loss, outputs, retain_graph=True, allow_unused=True)
-    return torch.zeros(len(outputs)) if grad is None else grad.flatten(1).norm(dim=1)
+    norms: Tensor = torch.zeros(len(outputs)) if grad is None else grad.flatten(1).norm(dim=1)
+    return norms
 
 
 def _part(mask: Tensor | None, at: slice) -> Tensor | None:
