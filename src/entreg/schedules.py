@@ -87,6 +87,8 @@ def value_or_target(where: str, value: Any) -> float | Target:
 
 
 def level(where: str, value: Any) -> Level:
+    if isinstance(value, constant):  # the same thing as its value, and spelled so
+        return value.value
     return value if isinstance(value, Schedule) else value_or_target(where, value)
 
 
