@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 FLOOR = -1e4  # y of a class of probability exactly 0, in float64 too: turns 0 * -inf into 0 where a product needs it, and changes no other digit
-NEAR_ONE = 0.6  # |e| below which sum p^a is taken as 1 + something small: the escort form loses a factor 1/|e|, this one digits of large entropies
+NEAR_ONE = (0.5, 1.6)  # orders at which sum p^a is taken as 1 + something small: the escort form loses a factor 1/|e|, this one digits of large entropies
 Parts: TypeAlias = tuple[Tensor, ...]
 
 
@@ -43,13 +43,13 @@ def _renyi(y: Tensor, w: Tensor, s: Tensor, order: float) -> tuple[Tensor, Parts
         top = (y == 0).to(y.dtype)
         return s.log(), (top, top.sum(-1, keepdim=True))
     log_s = _wide(s).log()
-    if abs(e) < NEAR_ONE:
+    if NEAR_ONE[0] < order < NEAR_ONE[1]:
         y = y.clamp(min=-100 if y.dtype == torch.float32 else -800)  # there w = 0, and expm1(e y) must not be infinite
         renyi = log_s - torch.log1p(_wide((w * torch.expm1(e * y)).sum(-1, keepdim=True)) / _wide(s)) / e
         return renyi, (y, (renyi - log_s).to(y.dtype))
-    v = (order * y).exp()
+    v = (order * (_wide(y) if order < 1 else y)).exp()  # at small orders Tsallis shows every digit of this sum
     t = v.sum(-1, keepdim=True)
-    return log_s + (log_s - _wide(t).log()) / e, (v, t)
+    return log_s + (log_s - _wide(t).log()) / e, (v.to(y.dtype), t.to(y.dtype))
 
 
 def _direction(p: Tensor, parts: Parts, order: float) -> Tensor:
@@ -62,7 +62,7 @@ def _direction(p: Tensor, parts: Parts, order: float) -> Tensor:
         return p * (row - values)
     if math.isinf(order):
         return p - values / row
-    if abs(e) < NEAR_ONE:
+    if NEAR_ONE[0] < order < NEAR_ONE[1]:
         return p * torch.expm1(e * (values + row)) * (-order / e)
     return (p - values / row) * (order / e)
 
@@ -128,6 +128,7 @@ class SoftmaxRenyi(torch.autograd.Function):
 
 
 def softmax_renyi(logits: Tensor, support: Tensor | None, index: Tensor | None, order: float) -> tuple[Tensor, Tensor]:
-    """Log-probability of `index` (None without one) and Rényi entropy at `order`, `[*]` both."""
+    """Log-probability of `index` (None without one) and Rényi entropy at `order`, `[*]` both. An order that float32 cannot hold is its limit, 0 or infinity."""
+    order = 0.0 if order < 1e-37 else math.inf if order > 1e37 else order
     output = SoftmaxRenyi.apply(logits, support, index, order)  # type: ignore[no-untyped-call]
     return output[0], output[1]
