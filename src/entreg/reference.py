@@ -182,17 +182,16 @@ def gaussian_kl(mean_p: ArrayLike, log_std_p: ArrayLike, mean_q: ArrayLike, log_
 
 
 def _squashed_renyi(mean: float, std: float, a: float) -> float:
-    """R_a of `tanh(N(mean, std^2))`, one dimension: panels of Gauss-Legendre on each side of the kink at 0, over twelve widths round the peak of the integrand.
+    """R_a of `tanh(N(mean, std^2))`, one dimension: panels of Gauss-Legendre on each side of the kink at 0.
 
-    At infinity the density has its maximum where the two slopes cancel; the fine grid of the panels finds it.
+    The peak of the integrand lies between the mean and where it would be if log cosh were |u|; twelve widths on either side of both hold everything.
     """
     wide = std / math.sqrt(min(a, 1e3))
     shift = 0.0 if a == 1 else 2 * std**2 * (1 if math.isinf(a) else (a - 1) / a)
     pieces = []
     for side in (1, -1):
-        centre = side * mean + shift
-        low = max(0.0, centre - 12 * wide)
-        high = max(low, centre) + 12 * wide
+        low = max(0.0, side * mean + min(shift, 0) - 12 * wide)
+        high = max(0.0, side * mean + max(shift, 0)) + 12 * wide
         edges = np.linspace(low, high, 201)
         half = np.diff(edges)[:, None] / 2
         v = edges[:-1, None] + half * (1 + _NODES)

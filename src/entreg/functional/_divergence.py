@@ -24,8 +24,8 @@ class _Pair(NamedTuple):
     def of(cls, logits_p: Tensor, logits_q: Tensor, support: Tensor | None, order: float) -> "_Pair":
         logs = []
         for logits in (logits_p, logits_q):
-            y, _, s = _scan(logits, support)
-            logs.append((y - s.log()).clamp(min=FLOOR))
+            y, _, _, log_s = _scan(logits, support)
+            logs.append((y - log_s).clamp(min=FLOOR))
         (log_p, no_p), (log_q, no_q) = ((log, log <= FLOOR) for log in logs)
         weight = 1.0 if math.isinf(order) else order
         x = (weight * log_p + (1 - weight) * log_q).masked_fill(no_p | no_q if order < 1 else no_p, -math.inf)
@@ -77,7 +77,7 @@ class SoftmaxDivergence(torch.autograd.Function):
             mixture = pair.x.softmax(-1)
         if order == 1:
             to_p = p * (r - (p * r).sum(-1, keepdim=True))
-        elif abs(e) < NEAR_ONE:
+        elif NEAR_ONE[0] < order < NEAR_ONE[1]:
             centred = e * (r - _value(pair, order))
             small = centred.abs() <= 1
             to_p = torch.where(small, p * torch.expm1(torch.where(small, centred, 0)), mixture - p) * (order / e)
@@ -94,6 +94,7 @@ class SoftmaxDivergence(torch.autograd.Function):
 
 
 def softmax_divergence(logits_p: Tensor, logits_q: Tensor, support: Tensor | None, order: float) -> Tensor:
-    """`D_order(p || q)`, `[*]`."""
+    """`D_order(p || q)`, `[*]`. An order that float32 cannot hold is its limit, 0 or infinity."""
+    order = 0.0 if order < 1e-37 else math.inf if order > 1e37 else order
     divergence: Tensor = SoftmaxDivergence.apply(logits_p, logits_q, support, order)  # type: ignore[no-untyped-call]
     return divergence
