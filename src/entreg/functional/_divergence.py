@@ -77,7 +77,7 @@ class SoftmaxDivergence(torch.autograd.Function):
             mixture = pair.x.softmax(-1)
         if order == 1:
             to_p = p * (r - (p * r).sum(-1, keepdim=True))
-        elif abs(e) < NEAR_ONE:
+        elif NEAR_ONE[0] < order < NEAR_ONE[1]:
             centred = e * (r - _value(pair, order))
             small = centred.abs() <= 1
             to_p = torch.where(small, p * torch.expm1(torch.where(small, centred, 0)), mixture - p) * (order / e)
@@ -94,6 +94,7 @@ class SoftmaxDivergence(torch.autograd.Function):
 
 
 def softmax_divergence(logits_p: Tensor, logits_q: Tensor, support: Tensor | None, order: float) -> Tensor:
-    """`D_order(p || q)`, `[*]`."""
+    """`D_order(p || q)`, `[*]`. An order that float32 cannot hold is its limit, 0 or infinity."""
+    order = 0.0 if order < 1e-37 else math.inf if order > 1e37 else order
     divergence: Tensor = SoftmaxDivergence.apply(logits_p, logits_q, support, order)  # type: ignore[no-untyped-call]
     return divergence

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 FLOOR = -1e4  # y of a class of probability exactly 0, in float64 too: turns 0 * -inf into 0 where a product needs it, and changes no other digit
-NEAR_ONE = 0.1  # |e| below which sum p^a is taken as 1 + something small
+NEAR_ONE = (0.5, 1.6)  # orders at which sum p^a is taken as 1 + something small: the escort form loses a factor 1/|e|, this one digits of large entropies
 Parts: TypeAlias = tuple[Tensor, ...]
 
 
@@ -27,7 +27,7 @@ def _scan(logits: Tensor, support: Tensor | None) -> tuple[Tensor, Tensor, Tenso
 
 def _wide(row: Tensor) -> Tensor:
     """Row values in float64: the rounding of log s (5e-7 at V = 50k) is divided by e, and exponentiated by Tsallis. (Apple's devices have no float64.)"""
-    return row if row.device.type == "mps" else row.double()
+    return row.float() if row.device.type == "mps" else row.double()
 
 
 def _renyi(y: Tensor, w: Tensor, s: Tensor, order: float) -> tuple[Tensor, Parts]:
@@ -38,18 +38,18 @@ def _renyi(y: Tensor, w: Tensor, s: Tensor, order: float) -> tuple[Tensor, Parts
         mean = (w * y).sum(-1, keepdim=True) / s
         return s.log() - mean, (y, mean)  # both terms >= 0: no cancellation
     if order == 0:
-        return (y > -math.inf).sum(-1, keepdim=True).to(y.dtype).log() + 0 * s, ()  # 0 * s: NaN in a row without a class, as everywhere
+        return _wide((y > -math.inf).sum(-1, keepdim=True)).log() + 0 * s, ()  # 0 * s: NaN in a row without a class, as everywhere
     if math.isinf(order):
         top = (y == 0).to(y.dtype)
         return s.log(), (top, top.sum(-1, keepdim=True))
     log_s = _wide(s).log()
-    if abs(e) < NEAR_ONE:
+    if NEAR_ONE[0] < order < NEAR_ONE[1]:
         y = y.clamp(min=-100 if y.dtype == torch.float32 else -800)  # there w = 0, and expm1(e y) must not be infinite
         renyi = log_s - torch.log1p(_wide((w * torch.expm1(e * y)).sum(-1, keepdim=True)) / _wide(s)) / e
         return renyi, (y, (renyi - log_s).to(y.dtype))
-    v = (order * y).exp()
+    v = (order * (_wide(y) if order < 1 else y)).exp()  # at small orders Tsallis shows every digit of this sum
     t = v.sum(-1, keepdim=True)
-    return log_s + (log_s - _wide(t).log()) / e, (v, t)
+    return log_s + (log_s - _wide(t).log()) / e, (v.to(y.dtype), t.to(y.dtype))
 
 
 def _direction(p: Tensor, parts: Parts, order: float) -> Tensor:
@@ -62,7 +62,7 @@ def _direction(p: Tensor, parts: Parts, order: float) -> Tensor:
         return p * (row - values)
     if math.isinf(order):
         return p - values / row
-    if abs(e) < NEAR_ONE:
+    if NEAR_ONE[0] < order < NEAR_ONE[1]:
         return p * torch.expm1(e * (values + row)) * (-order / e)
     return (p - values / row) * (order / e)
 
@@ -86,7 +86,7 @@ def in_front(info: Any, in_dims: tuple[Any, ...], tensors: list[Any]) -> list[An
 class SoftmaxRenyi(torch.autograd.Function):
     """`(logits [*, V], support [*, V] | None, index [*] | None, order) -> (log p_index [*] | None, R_order [*], then the parts that backward needs)`.
 
-    The entropy is float64 at orders that are neither 0, 1 nor infinity: a family's transform comes before the rounding.
+    The entropy is float64 at orders other than 1 and infinity: a family's transform comes before the rounding.
     """
 
     @staticmethod
@@ -128,6 +128,7 @@ class SoftmaxRenyi(torch.autograd.Function):
 
 
 def softmax_renyi(logits: Tensor, support: Tensor | None, index: Tensor | None, order: float) -> tuple[Tensor, Tensor]:
-    """Log-probability of `index` (None without one) and Rényi entropy at `order`, `[*]` both."""
+    """Log-probability of `index` (None without one) and Rényi entropy at `order`, `[*]` both. An order that float32 cannot hold is its limit, 0 or infinity."""
+    order = 0.0 if order < 1e-37 else math.inf if order > 1e37 else order
     output = SoftmaxRenyi.apply(logits, support, index, order)  # type: ignore[no-untyped-call]
     return output[0], output[1]

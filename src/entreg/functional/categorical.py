@@ -1,9 +1,9 @@
 """Exact entropy of categorical distributions, with exact gradients, for every family; log-probabilities and divergences beside it.
 
 Shapes: `*` batch, `V` classes. Everything is in nats, one value per distribution, never reduced and never negated; float16 and bfloat16 are computed and
-returned in float32. A class whose logit is -inf, or that lies outside `support`, contributes value 0 and gradient 0. A row without any class is a ValueError on a
-CPU, and NaN under `torch.compile` and on a device that would have to be waited for. All functions work under `torch.func` (vmap, grad) and can be differentiated
-twice.
+returned in float32. A class whose logit is -inf, or that lies outside `support`, contributes value 0 and gradient 0. A row without any class is a ValueError on
+a CPU, and NaN under `torch.compile` and on a device that would have to be waited for. All functions work under `torch.func` (vmap, grad) and can be
+differentiated twice.
 """
 
 import math
