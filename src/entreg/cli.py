@@ -8,7 +8,6 @@ import argparse
 import ast
 import difflib
 import importlib
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -122,26 +121,18 @@ def _train(words: Sequence[str]) -> int:
     except ValueError as error:
         error.entreg_mid_run = run.started  # type: ignore[attr-defined]
         raise
-    _close(summary, settings)
+    _close(summary, flags.recipe, settings)
     return exit_status(summary)
 
 
-def _close(summary: Any, settings: Any) -> None:
+def _close(summary: Any, recipe: str, settings: Any) -> None:
     """Write the report, say where everything is and what to do next."""
     if settings.dry_run:
-        print("dry run: two updates, evaluation, saving and reloading work")
         return
     from entreg import report
+    from entreg.progress import closing
 
-    page = report.write(summary.folder)
-    if settings.json:
-        print(json.dumps({"folder": str(summary.folder), "step": summary.step, "stopped": summary.stopped, "metrics": summary.metrics, "report": str(page)}))
-        return
-    for name, value in summary.metrics.items():
-        print(f"{name}: {value:.4g}")
-    print(f"report: {page}")
-    following = f"entreg train --resume {summary.folder}" if summary.stopped in ("SIGINT", "SIGTERM", "max_time") else f"entreg play {summary.folder}"
-    print(f"{summary.folder}   next: {following}")
+    print(closing(summary, recipe, as_json=settings.json, report=report.write(summary.folder)))
 
 
 def _settings(words: Sequence[str]) -> tuple[Any, Any, Any]:

@@ -187,6 +187,8 @@ class Learner:
         if self.stopped is not None:
             self.run.stop(self.stopped)
         self.run.checkpoint(self.step, self.state_dict, force=True)
+        if self.run.settings.dry_run:
+            self.load_state_dict(self.run.reload() or {})
         return self.run.finish(self.step, self.books.summary())
 
     def _policy(self) -> Policy:
