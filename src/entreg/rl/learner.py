@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from entreg import spelling, stacked
+from entreg.control import Plateau
 from entreg.rl import acting, advantages, environments, episodes, population
 from entreg.rl.acting import Policy
 from entreg.rl.books import Books
@@ -128,7 +129,8 @@ class Learner:
         outputs = self.network.actor(rollout.observation)
         self.books.end(self.head.kl(rollout.outputs, outputs, rollout.mask).mean(1).numpy())
         for regularizer, signals in zip(self.regularizers, self.books.signals((self.update + 1) / self.updates), strict=True):
-            regularizer.step(**signals)
+            if "reward" in signals or not isinstance(regularizer.controller, Plateau):  # a plateau begins with the first return
+                regularizer.step(**signals)
 
     def gradient_step(self, outputs: Tensor, policy_loss: Tensor, value_loss: Tensor, entropy: Tensor, active: Tensor | None = None) -> None:
         """One Adam step on mean policy loss + value_coef x mean value loss + bonus, each member by itself.
