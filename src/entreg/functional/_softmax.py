@@ -1,9 +1,9 @@
 """Rényi entropy and log-probability of `softmax(z)`: analytic forward and backward in one pass over the classes.
 
 Shapes: `*` batch, `V` classes; row values are kept as `[*, 1]` inside. `z` logits, `m` their maximum, `y = z - m <= 0`, `w = exp(y)`, `s = sum w`,
-`p = w / s`, `a` the order, `e = a - 1`. The formulas (`_scan`, `_renyi`) are plain differentiable torch: the forward runs them on constants, and only a backward
-that is itself differentiated runs them again with a graph. Manual passes, not `softmax` and `log_softmax`: those take 112 + 163 microseconds on [2048, 4] where
-maximum, subtraction, exponential and sum take 35 (their kernels vectorise along V).
+`p = w / s`, `a` the order, `e = a - 1`. The formulas (`_scan`, `_renyi`) are plain differentiable torch: the forward runs them on constants, and only a
+backward that is itself differentiated runs them again with a graph. Manual passes, not `softmax` and `log_softmax`: those take 163 and 112 microseconds on
+[2048, 4] where maximum, subtraction, exponential and sum take 35 (their kernels vectorise along V).
 """
 
 import inspect
