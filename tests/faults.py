@@ -72,28 +72,30 @@ class Ended(NamedTuple):
     err: str
 
 
+def wait(process: subprocess.Popen[str], seconds: float = 120) -> Ended:
+    """Wait for the end; a process that does not end is killed, and that is an error."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return Ended(process.returncode, out, err)
+
+
 def finish(command: Sequence[str]) -> Ended:
     """Run `command` to its end."""
-    process = start(command)
-    out, err = process.communicate(timeout=300)
-    return Ended(process.returncode, out, err)
+    return wait(start(command))
 
 
 def signal_when(command: Sequence[str], phrase: str, number: int, again: str | None = None) -> Ended:
     """Run `command`, send it signal `number` when it says `phrase` on stdout, and once more when it says `again` on stderr."""
     process = start(command)
     assert process.stdout is not None and process.stderr is not None
-    for line in process.stdout:
-        if phrase in line:
-            process.send_signal(number)
-            break
-    if again is not None:
-        for line in process.stderr:
-            if again in line:
-                process.send_signal(number)
-                break
-    out, err = process.communicate(timeout=60)
-    return Ended(process.returncode, out, err)
+    if any(phrase in line for line in process.stdout):
+        process.send_signal(number)
+    if again is not None and any(again in line for line in process.stderr):
+        process.send_signal(number)
+    return wait(process)
 
 
 def kill_and_resume(fresh: Sequence[str], resume: Sequence[str], out: Path, delays: Sequence[float]) -> tuple[Path, int]:
@@ -106,9 +108,9 @@ def kill_and_resume(fresh: Sequence[str], resume: Sequence[str], out: Path, dela
         process = start(resume if started(out) else fresh)
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
-        _, err = process.communicate(timeout=60)
-        assert process.returncode in (0, -signal.SIGKILL), err
-        met += process.returncode != 0
+        ended = wait(process)
+        assert ended.code in (0, -signal.SIGKILL), ended.err
+        met += ended.code != 0
     ended = finish(resume if started(out) else fresh)
     assert ended.code == 0, ended.err
     folders = started(out)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from entreg import checkpoint
+from entreg import checkpoint, disk
 from entreg.checkpoint import Checkpoints, Damaged, Throttle, load_best, read_folder
 from tests.faults import ERRORS, FaultyDisk
 
@@ -97,6 +97,19 @@ def test_every_call_of_the_disk_fails_once_or_for_good(tmp_path, monkeypatch, de
     for n in range(count):
         for error in ERRORS:
             survives(tmp_path / f"{n}", n, error, dead)
+
+
+def test_what_does_not_read_back_is_no_checkpoint(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(1), step=1, offset=0)
+    checkpoints.save_best(0, 1.0, state(1), step=1)
+    write = disk.write
+    monkeypatch.setattr(disk, "write", lambda file, data: write(file, bytes([data[0] ^ 1]) + data[1:]))  # a disk that lies
+    with pytest.raises(Damaged):
+        checkpoints.save(state(2), step=2, offset=0)
+    with pytest.raises(Damaged):
+        checkpoints.save_best(0, 2.0, state(2), step=2)
+    assert loaded(tmp_path) == (1, []) and load_best(tmp_path, 0).facts["score"] == 1.0
 
 
 def test_what_cannot_be_saved_leaves_the_others(tmp_path):

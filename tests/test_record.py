@@ -97,6 +97,7 @@ def test_a_write_that_fails_halfway_is_an_error_and_leaves_whole_lines(tmp_path,
             recorder.log(2)
         assert caught.value.errno == error
         assert steps(tmp_path) == [1]
+        assert dead or (tmp_path / FILE).stat().st_size == recorder.offset
         recorder.log(3)  # the disk is well again
     assert steps(tmp_path) == [1, 3]
     assert read_records(tmp_path).skipped == 0

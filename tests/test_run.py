@@ -309,8 +309,10 @@ with Run.open("toy", "walk", {}, RunSettings(out=sys.argv[1])) as run:
     worker.join(0.2)
     assert worker.is_alive()
     worker.terminate()
-    worker.join()
-    assert worker.exitcode == 143 and run.stopping() is None, worker.exitcode
+    worker.join(10)
+    code = worker.exitcode
+    worker.kill()
+    assert code == 143 and run.stopping() is None, code
 """
 
 

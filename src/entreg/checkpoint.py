@@ -101,7 +101,7 @@ class Checkpoints:
         self._place(target, state, {"step": step, "offset": offset})
         good = [path for _, path in self._states() if path not in self._damaged]
         for path in {path for _, path in self._states()} - set(good[:2]):
-            self._drop(path)
+            disk.remove(path)
         return target
 
     def load(self) -> Saved | None:
@@ -142,7 +142,7 @@ class Checkpoints:
         if not self.folder.is_dir():
             disk.make_folder(self.folder)
         for path in self._children():
-            if path.name.startswith(("tmp-new-", "tmp-gone-")):  # what a crash left
+            if path.name.startswith("tmp-new-"):  # what a crash left
                 disk.remove(path)
         new, old = (self.folder / f"tmp-{what}-{target.name}" for what in ("new", "old"))
         write_folder(new, state, facts)
@@ -153,11 +153,6 @@ class Checkpoints:
         disk.rename(new, target)
         disk.sync_folder(self.folder)
         disk.remove(old)
-
-    def _drop(self, path: Path) -> None:
-        gone = self.folder / f"tmp-gone-{path.name}"  # half a removal must not look like a checkpoint
-        disk.rename(path, gone)
-        disk.remove(gone)
 
 
 def load_best(folder: Path, member: int) -> Saved:
