@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     if "" not in sys.path:
-        sys.path.insert(0, "")  # so that `--env module:Id` finds a module of the working directory
+        sys.path.append("")  # so that `--env module:Id` finds a module of the working directory
     parser = _parser()
     if not words:
         parser.print_help()

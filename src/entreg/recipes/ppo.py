@@ -5,7 +5,6 @@ Shapes: M members, N items of a rollout, B of a minibatch, E epochs.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
@@ -32,8 +31,6 @@ class Config(OnPolicyConfig):
     """Weight of the exact KL(old || new), beside the bonus."""
     target_kl: float | None = None
     """Stop the epochs of a member when a minibatch's KL passes 1.5 times this."""
-    update: Literal["auto", "eager", "fused"] = "auto"
-    """eager: any network. fused: one compiled call a rollout for small networks. auto: fused where it fits and pays."""
 
 
 def train(config: Config, run: Run | None = None) -> Summary:

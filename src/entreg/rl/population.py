@@ -35,7 +35,8 @@ def regularizers(members: Sequence[Member], head: Head, *, steps: int, lr: float
     """One regulariser a member, its controller's open fields filled in for this head and `steps` controller steps."""
     result = []
     for member in members:
-        largest = head.max_entropy(spelling.parse_family(member.family))
+        family = spelling.parse_family(member.family)
+        largest = head.max_entropy(family)
         controller = targets.resolve(
             spelling.parse_controller(member.coef),
             steps=steps,
@@ -43,6 +44,7 @@ def regularizers(members: Sequence[Member], head: Head, *, steps: int, lr: float
             action_dim=head.actions if head.spec.kind == "continuous" else None,
             lr=lr,
             init_coef=init_coef,
+            family=family.name,
         )
         result.append(EntropyRegularizer(controller))
     return result
