@@ -110,7 +110,7 @@ class TanhNormal(Distribution):
             raise ValueError(f"std, log_std: {'neither' if std is None else 'both'} given; legal is exactly one")
         if std is not None:
             std = torch.as_tensor(std)
-            if _validates(validate_args) and not bool((std > 0.0).all()):
+            if validate_args is not False and not bool((std > 0.0).all()):
                 raise ValueError(f"std: smallest is {float(std.min())}; legal are positive numbers")
             log_std = std.log()
         assert log_std is not None
@@ -186,7 +186,7 @@ class MaskedCategorical(Categorical):
         if support is not None:
             logits = logits.masked_fill(~support, -math.inf)
         largest = logits.detach().amax(-1, keepdim=True)
-        if _validates(validate_args) and not bool((largest > -math.inf).all()):
+        if validate_args is not False and not bool((largest > -math.inf).all()):
             raise ValueError(f"support: {int((largest == -math.inf).sum())} rows have no class; legal is at least one finite logit inside the support")
         # without the offset torch's normalisation keeps its digits
         super().__init__(logits=logits - largest, validate_args=validate_args)
@@ -240,11 +240,6 @@ class Joint:
         if len(values) != len(self.heads):
             raise ValueError(f"values: {len(values)} given; legal is one a head, {len(self.heads)}")
         return torch.stack([head.log_prob(value) for head, value in zip(self.heads, values, strict=True)]).sum(0)
-
-
-def _validates(validate_args: bool | None) -> bool:
-    """torch's global switch, unless told."""
-    return bool(Distribution._validate_args) if validate_args is None else validate_args
 
 
 def _full_precision(tensor: Tensor) -> Tensor:
