@@ -1,6 +1,6 @@
-"""What is tested everywhere: one row per family, per distribution and per controller. Adding one of them is adding its row.
+"""What is tested everywhere: one row per family and per distribution. Adding one of them is adding its row.
 
-Families x distributions are tested in `functional/test_families.py`, controllers in `test_control.py`.
+Every family on every distribution is tested in `functional/test_families.py`; controllers have their rows in `controller_cases.py`.
 """
 
 import math
@@ -26,6 +26,7 @@ class DistributionCase(NamedTuple):
     oracle: Callable[..., np.ndarray]  # (*parameters, kind, order) -> [*], float64
     draw: Callable[[np.random.Generator, int], tuple[np.ndarray, ...]]  # parameters of n distributions
     orders: tuple[float, float] = (0, math.inf)  # legal and tested, both ends included
+    tolerance: float = 2e-9  # relative and absolute, in float64
 
 
 # --- families ---------------------------------------------------------------------------------------------------------------------------------------
@@ -48,12 +49,23 @@ def _masked_logits(rng: np.random.Generator, n: int) -> tuple[np.ndarray]:
     return (logits,)
 
 
+def _log_std(rng: np.random.Generator, n: int) -> tuple[np.ndarray]:
+    return (rng.uniform(-2, 1, (n, 3)),)
+
+
+def _scale_tril(rng: np.random.Generator, n: int) -> tuple[np.ndarray]:
+    return (np.tril(rng.normal(size=(n, 3, 3)), -1) + np.exp(_log_std(rng, n)[0])[..., None] * np.eye(3),)
+
+
+def _mean_and_log_std(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    return rng.normal(size=(n, 2)), _log_std(rng, n)[0][:, :2]
+
+
 DISTRIBUTIONS = [
     DistributionCase("categorical", functional.categorical_entropy, reference.discrete_entropy, _logits),
     DistributionCase("masked categorical", functional.categorical_entropy, reference.discrete_entropy, _masked_logits),
     DistributionCase("bernoulli", functional.bernoulli_entropy, reference.bernoulli_entropy, lambda rng, n: (rng.normal(size=n) * 3,)),
-    # continuous distributions: their rows come below this line
+    DistributionCase("gaussian", functional.gaussian_entropy, reference.gaussian_entropy, _log_std, (0.25, math.inf)),
+    DistributionCase("full gaussian", functional.multivariate_gaussian_entropy, reference.multivariate_gaussian_entropy, _scale_tril, (0.25, math.inf)),
+    DistributionCase("tanh gaussian", functional.tanh_gaussian_entropy, reference.squashed_gaussian_entropy, _mean_and_log_std, (0.5, 5), 1e-5),
 ]
-
-
-# --- controllers: their rows and the class of a row come below this line ----------------------------------------------------------------------------

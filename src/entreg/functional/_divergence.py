@@ -24,8 +24,8 @@ class _Pair(NamedTuple):
     def of(cls, logits_p: Tensor, logits_q: Tensor, support: Tensor | None, order: float) -> "_Pair":
         logs = []
         for logits in (logits_p, logits_q):
-            y, _, s = _scan(logits, support)
-            logs.append((y - s.log()).clamp(min=FLOOR))
+            y, _, _, log_s = _scan(logits, support)
+            logs.append((y - log_s).clamp(min=FLOOR))
         (log_p, no_p), (log_q, no_q) = ((log, log <= FLOOR) for log in logs)
         weight = 1.0 if math.isinf(order) else order
         x = (weight * log_p + (1 - weight) * log_q).masked_fill(no_p | no_q if order < 1 else no_p, -math.inf)

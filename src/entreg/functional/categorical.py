@@ -196,7 +196,7 @@ def renyi_divergence(
     order = renyi(order).order
     if logits_p.shape[-1:] != logits_q.shape[-1:]:
         raise ValueError(f"logits_q: got {logits_q.shape[-1:]} classes, legal is the same as logits_p: {logits_p.shape[-1:]}")
-    shape = torch.broadcast_shapes(logits_p.shape, logits_q.shape)  # type: ignore[no-untyped-call]
+    shape = torch.broadcast_shapes(logits_p.shape, logits_q.shape)
     z_p, support = _prepared(logits_p.expand(shape), support, "logits_p")
     z_q, _ = _prepared(logits_q.expand(shape), None, "logits_q")
     return softmax_divergence(z_p, z_q, support, order)

@@ -1,0 +1,143 @@
+"""From the words after `entreg train` to a recipe's Config and the run's settings.
+
+Flags stand over `--config FILE` (the `config.json` of a run, or a JSON object of settings), which stands over the recipe's defaults.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+
+from entreg.folder import find_run, read_config
+from entreg.run import RunSettings
+
+
+class Flags(NamedTuple):
+    """What concerns neither the recipe nor the run."""
+
+    recipe: str
+    print_config: bool
+
+
+def parse(words: Sequence[str], find: Callable[[str], Any]) -> tuple[Any, RunSettings, Flags]:
+    """Config, run settings and the rest; `find` gives the module of a recipe by name.
+
+    Raises: `ValueError` for what is wrong in a file; wrong flags end the process with status 2 after a message.
+    """
+    name = None if words[0].startswith("-") else words[0]
+    rest = list(words if name is None else words[1:])
+    resume = _value_of(rest, "--resume")
+    page: Mapping[str, Any] = {}
+    if resume is not None:
+        folder = find_run(resume, Path(_value_of(rest, "--out") or "runs"), name)
+        page = read_config(folder)
+        if name is not None and name != page["recipe"]:
+            raise ValueError(f"resume: {folder} is a run of {page['recipe']}, not of {name}")
+        name = str(page["recipe"])
+    elif (file := _value_of(rest, "--config")) is not None:
+        page = _read(Path(file))
+        name = name or page.get("recipe")
+    if name is None:
+        raise ValueError("train needs the name of a recipe, --resume RUN or --config FILE; `entreg recipes` lists the recipes")
+    config = build(find(name).Config, page.get("config", page if "recipe" not in page else {}))
+    arguments = _tyro(name, config, _run_settings(page), rest)
+    if resume is not None and (changed := [f.name for f in fields(config) if getattr(arguments[0], f.name) != getattr(config, f.name)]):
+        raise ValueError(f"resume: a resumed run keeps its settings, and {', '.join(changed)} would change; start a new run with --config {folder}/config.json")
+    return arguments[0], arguments[1], Flags(name, arguments[2])
+
+
+def build(kind: type, values: Mapping[str, Any]) -> Any:
+    """A `kind` dataclass from JSON values: lists become tuples; unknown names are refused with the legal ones."""
+    names = {field.name for field in fields(kind)}
+    if unknown := sorted(values.keys() - names):
+        raise ValueError(f"config: unknown setting {', '.join(unknown)}; legal are {', '.join(sorted(names))}")
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _run_settings(page: Mapping[str, Any]) -> RunSettings:
+    stored = {name: value for name, value in page.get("run", {}).items() if name in ("seed", "deterministic", "threads", "eval_every", "checkpoint_every")}
+    return RunSettings(**stored)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        page = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"config: {path} cannot be read as JSON: {error}") from None
+    if not isinstance(page, dict):
+        raise ValueError(f"config: {path} must hold a JSON object, got {type(page).__name__}")
+    return page
+
+
+def _value_of(words: Sequence[str], flag: str) -> str | None:
+    for index, word in enumerate(words):
+        if word == flag and index + 1 < len(words):
+            return words[index + 1]
+        if word.startswith(flag + "="):
+            return word[len(flag) + 1 :]
+    return None
+
+
+def _tyro(name: str, config: Any, settings: RunSettings, words: Sequence[str]) -> tuple[Any, RunSettings, bool]:
+    import tyro
+
+    kind = type(config)
+
+    @dataclass(frozen=True)
+    class Arguments:
+        config: kind  # type: ignore[valid-type]
+        """What is trained, and how."""
+        run: RunSettings
+        """Where and how it runs."""
+        config_file: Annotated[Path | None, tyro.conf.arg(name="config", metavar="FILE")] = None
+        """Settings from a JSON file, such as the config.json of a run; flags stand over it."""
+        print_config: bool = False
+        """Print what would run as JSON and stop."""
+
+    appended = [field for field in fields(config) if _appends(type(config), field.name)]
+    empty = replace(config, **{field.name: () for field in appended})  # what a flag appends to; the default comes back below
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(_json_argument)
+    with registry:
+        parsed = tyro.cli(
+            tyro.conf.OmitArgPrefixes[Arguments],
+            prog=f"entreg train {name}",
+            description=(type(config).__doc__ or "").strip(),
+            args=list(words),
+            default=Arguments(empty, settings),
+        )
+    given = {field.name: getattr(parsed.config, field.name) or getattr(config, field.name) for field in appended}
+    return replace(parsed.config, **given), parsed.run, parsed.print_config
+
+
+def _appends(kind: type, name: str) -> bool:
+    import tyro
+
+    hint = get_type_hints(kind, include_extras=True)[name]
+    return get_origin(hint) is Annotated and tyro.conf.UseAppendAction in get_args(hint)
+
+
+def _json_argument(info: Any) -> Any:
+    """A mapping is one JSON object on the command line."""
+    import tyro
+
+    if get_origin(info.type) is not Mapping:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="JSON",
+        instance_from_str=_object,
+        is_instance=lambda value: isinstance(value, Mapping),
+        str_from_instance=lambda value: [json.dumps(dict(value))],
+    )
+
+
+def _object(words: Sequence[str]) -> dict[str, Any]:
+    try:
+        value = json.loads(words[0])
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError('expected a JSON object such as {"map_name": "8x8"}')
+    return value

@@ -1,0 +1,118 @@
+"""The policy of a finished run: load it, watch it, export it."""
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from entreg.checkpoint import Checkpoints, load_best
+from entreg.folder import find_run, read_config, warn
+from entreg.rl import acting, episodes
+from entreg.rl.acting import Policy
+
+
+def load(folder: str | Path, member: int | None = None) -> Policy:
+    """The trained policy of a run folder: `load(folder).act(observation)`.
+
+    `member` chooses one of a population; by default it is the best evaluated one of the first coefficient. Where nothing was evaluated yet,
+    the newest checkpoint's.
+
+    Raises: `ValueError` for what is no run folder, a run without a policy, and a member that does not exist.
+    """
+    folder = find_run(folder)
+    page = read_config(folder)
+    members = page.get("members") or [{}]
+    if member is not None and not 0 <= member < len(members):
+        raise ValueError(f"member must be between 0 and {len(members) - 1}, got {member}")
+    checkpoints = Checkpoints(folder / "checkpoint", warn)
+    scores = checkpoints.best_scores()
+    first = [index for index, one in enumerate(members) if (one.get("coef"), one.get("family")) == (members[0].get("coef"), members[0].get("family"))]
+    chosen = member if member is not None else max(first, key=lambda index: scores.get(index, -np.inf))
+    if chosen in scores:
+        return acting.from_state(load_best(folder / "checkpoint", chosen).state)
+    saved = checkpoints.load()
+    if saved is None or "policy" not in saved.state:
+        raise ValueError(f"{folder} holds no policy: {'it has no checkpoint yet' if saved is None else 'recipe ' + page['recipe'] + ' trains none'}")
+    return acting.from_checkpoint(saved.state, chosen)
+
+
+def play(folder: Path, *, count: int = 5, temperature: float = 0.0, member: int | None = None, seed: int = 0, save: Path | None = None) -> Iterator[str]:
+    """Evaluate a run's policy and show an episode, in a window or as an animation file; yields lines to print."""
+    if count < 1:
+        raise ValueError(f"episodes must be at least 1, got {count}")
+    if temperature < 0:
+        raise ValueError(f"temperature must not be negative, got {temperature}")
+    policy = load(folder, member)
+    config: Mapping[str, Any] = read_config(folder)["config"]
+    results = episodes.evaluate(
+        config["env"],
+        lambda observation, mask: policy.act_all(observation, mask, temperature=temperature),
+        count,
+        seed,
+        env_kwargs=config["env_kwargs"],
+    )
+    for number, (total, length) in enumerate(results, 1):
+        yield f"episode {number}: return {total:g} in {length} steps"
+    returns = np.array([total for total, _ in results])
+    yield f"return {returns.mean():.4g} +- {returns.std():.3g} over {count} episodes"
+    if save is None and _has_screen():
+        yield acting.show(policy, config["env"], config["env_kwargs"], seed=seed, temperature=temperature)
+    else:
+        file = save if save is not None else folder / "play.gif"
+        yield acting.film(policy, config["env"], config["env_kwargs"], file, seed=seed, temperature=temperature)
+
+
+def _has_screen() -> bool:
+    return sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+class Exported(nn.Module):
+    """A policy as one graph: raw observations in; the policy's outputs and the most probable action out."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.policy = policy
+        for name, value in policy.network.parameters.member(0).items():
+            self.register_buffer(name.replace(".", "_"), value)
+        if policy.moments is not None:
+            self.register_buffer("mean", torch.from_numpy(policy.moments.mean[0]).float())
+            self.register_buffer("scale", torch.from_numpy(1 / np.sqrt(policy.moments.var[0] + 1e-8)).float())
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        if self.policy.moments is not None:
+            observation = ((observation - self.get_buffer("mean")) * self.get_buffer("scale")).clamp(-10, 10)
+        outputs = self.policy.network.actor(observation[None])[0]
+        return outputs, self.policy.head.mode(outputs)
+
+
+def export(folder: Path, *, output: Path | None = None, member: int | None = None) -> str:
+    """Write the policy as ONNX (`observation [B, *shape]` to `outputs` and `action`) and check it by running it; returns what was done.
+
+    Raises: `ImportError` naming the extra without onnx; `ValueError` when the exported graph does not reproduce the policy.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  what torch's exporter writes with
+    except ImportError as error:
+        raise ImportError(f"export needs {error.name}: pip install 'entreg[export]'") from None
+    policy = load(folder, member)
+    target = output if output is not None else folder / "policy.onnx"
+    architecture = policy.network.architecture
+    shape = (2, *architecture.observation)
+    example = torch.randint(0, 256, shape, dtype=torch.uint8) if architecture.image else torch.randn(shape)
+    module = Exported(policy).eval()
+    torch.onnx.export(
+        module, (example,), target, input_names=["observation"], output_names=["outputs", "action"], dynamo=True, external_data=False, verbose=False,
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+    )  # fmt: skip
+    batch = torch.cat([example, example, example])[:5]
+    outputs, action = onnxruntime.InferenceSession(str(target)).run(None, {"observation": batch.numpy()})
+    difference = float(np.abs(outputs - module(batch)[0].detach().numpy()).max())
+    if difference > 1e-4 * max(1.0, float(np.abs(outputs).max())) or len(action) != len(batch):
+        raise ValueError(f"the exported graph differs from the policy by {difference:.2g}")
+    return f"{target}: observation {list(architecture.observation)} to outputs and action, checked with onnxruntime (largest difference {difference:.1g})"

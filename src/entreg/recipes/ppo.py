@@ -1,0 +1,77 @@
+"""Proximal policy optimisation with an entropy bonus of any family and controller.
+
+Source: Schulman et al. 2017 (arXiv:1707.06347); generalised advantage estimates of Schulman et al. 2016. Page: docs/recipes/ppo.md.
+Shapes: M members, N items of a rollout, B of a minibatch, E epochs.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from entreg import functional
+from entreg.rl.config import OnPolicyConfig
+from entreg.rl.learner import Learner, Rollout
+from entreg.run import Run, Summary
+
+STATUS = "stable"
+SUMMARY = "Proximal policy optimisation (PPO)"
+
+
+@dataclass(frozen=True)
+class Config(OnPolicyConfig):
+    """PPO on any Gymnasium environment."""
+
+    epochs: int = 10
+    """Passes over each rollout."""
+    batch_size: int = 256
+    """Items of a minibatch."""
+    clip: str = "0.2"
+    """Clip range of the probability ratio: a number or a schedule over the run."""
+    kl_coef: float = 0.0
+    """Weight of the exact KL(old || new), beside the bonus."""
+    target_kl: float | None = None
+    """Stop the epochs of a member when a minibatch's KL passes 1.5 times this."""
+    update: Literal["auto", "eager", "fused"] = "auto"
+    """eager: any network. fused: one compiled call a rollout for small networks. auto: fused where it fits and pays."""
+
+
+def train(config: Config, run: Run | None = None) -> Summary:
+    """Train the population that `config` describes; records, checkpoints and policies go to the run's folder."""
+    check(config)
+    with Learner("ppo", config, run, schedules={"clip": config.clip}) as learner:
+        for rollout in learner.rollouts():
+            update(learner, config, rollout, learner.schedules["clip"].value)
+        return learner.finish()
+
+
+def update(learner: Learner, config: Config, rollout: Rollout, clip: float) -> None:
+    """Several epochs of clipped gradient steps on one rollout."""
+    members, items = rollout.advantage.shape
+    active = torch.ones(members, dtype=torch.bool)
+    for order in torch.from_numpy(learner.streams.orders(config.epochs, items)).unbind(1):
+        for start in range(0, items, config.batch_size):
+            # one minibatch that holds everything needs no order
+            batch = rollout if config.batch_size >= items else rollout.take(order[:, start : start + config.batch_size])
+            outputs, value = learner.network.both(batch.observation)
+            log_prob, entropy = learner.families.stats(learner.head, outputs, batch.action, batch.mask)
+            policy_loss = functional.ppo_clip(log_prob, batch.log_prob, learner.advantage(batch), clip)
+            if config.kl_coef or config.target_kl is not None:
+                kl = learner.head.kl(batch.outputs, outputs, batch.mask)
+                policy_loss = policy_loss + config.kl_coef * kl
+                if config.target_kl is not None:
+                    active &= kl.detach().mean(1) <= 1.5 * config.target_kl
+                    if not active.any():
+                        return
+            learner.gradient_step(outputs, policy_loss, (value - batch.returns).square(), entropy, active)
+
+
+def check(config: Config) -> None:
+    """Raise `ValueError` for the first of PPO's own settings that cannot be meant."""
+    for name in ("epochs", "batch_size"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    if config.kl_coef < 0:
+        raise ValueError(f"kl_coef must not be negative, got {config.kl_coef}")
+    if config.target_kl is not None and config.target_kl <= 0:
+        raise ValueError(f"target_kl must be positive, got {config.target_kl}")

@@ -1,0 +1,140 @@
+"""A trained policy on its own: observations in, actions out, with the normalisation it was trained under.
+
+Shapes: B observations of one environment, `(B, *observation) -> (B,)` or `(B, A)`; a single observation gives a single action.
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from entreg.rl import episodes, population
+from entreg.rl.heads import Head, head_for
+from entreg.rl.networks import ActorCritic, Architecture, from_weights, shapes
+from entreg.rl.normalize import RunningMoments
+from entreg.rl.spaces import ActionSpec
+
+EVALUATION_SEED = 1_000_003  # added to a member's seed: episodes that training does not see
+_FRAMES = 240  # of an animation, at most
+_WIDTH = 320  # of an animation, in pixels
+
+
+class Policy:
+    """What `entreg.load(folder)` gives: `act(observation)`. Holds one member, or stacks several that `act_all` asks at once."""
+
+    def __init__(self, network: ActorCritic, head: Head, moments: RunningMoments | None, *, seeds: Sequence[int] = (0,)) -> None:
+        self.network = network
+        self.head = head
+        self.moments = moments
+        self._streams = population.Streams(seeds)
+
+    def act(self, observation: np.ndarray, mask: np.ndarray | None = None, *, temperature: float = 0.0) -> np.ndarray:
+        """Actions for one observation or a batch, as the environment takes them; `mask` names the legal ones.
+
+        Temperature 0 takes the most probable action, 1 samples. Raises: `ValueError` for observations of another shape.
+        """
+        observation = np.asarray(observation)
+        shape = self.network.architecture.observation
+        if observation.shape[-len(shape) :] != shape or observation.ndim > len(shape) + 1:
+            raise ValueError(f"observation must have shape {shape} or (B, {', '.join(map(str, shape))}), got {observation.shape}")
+        if observation.ndim > len(shape):
+            return self.act_all(observation, mask, temperature=temperature)
+        single: np.ndarray = self.act_all(observation[None], None if mask is None else np.asarray(mask)[None], temperature=temperature)[0]
+        return single
+
+    def act_all(self, observation: np.ndarray, mask: np.ndarray | None, *, temperature: float = 0.0) -> np.ndarray:
+        """Actions `(M n, ...)` for observations `(M n, *shape)` and masks, member-major."""
+        members = len(self.network.parameters.data)
+        batch = observation.reshape(members, -1, *observation.shape[1:])
+        if not self.network.architecture.image:
+            batch = batch.astype(np.float32, copy=False)
+        if self.moments is not None:
+            batch = self.moments.normalise(batch)
+        with torch.no_grad():
+            outputs = self.network.actor(torch.from_numpy(batch))
+            noise = torch.from_numpy(self._streams.noise((batch.shape[1], self.head.actions), self.head.noise))
+            legal = None if mask is None else torch.from_numpy(np.asarray(mask, dtype=bool).reshape(*batch.shape[:2], -1))
+            action = self.head.sample(outputs, noise, legal, temperature).numpy()
+        return self.head.to_environment(action.reshape(-1, action.shape[-1]))
+
+    def state(self, member: int = 0) -> dict[str, Any]:
+        """Specification, weights and normaliser of one member as plain data: what `from_state` reads."""
+        return {
+            "spec": specification(self.network, self.head),
+            "weights": self.network.parameters.member(member),
+            "normaliser": None if self.moments is None else self.moments.member(member),
+        }
+
+
+def specification(network: ActorCritic, head: Head) -> dict[str, Any]:
+    """What a policy is made of, as JSON values."""
+    squash = head.spec.kind == "continuous" and not head.log_std
+    return {"architecture": network.architecture._asdict(), "action": head.spec._asdict(), "squash": squash}
+
+
+def from_state(state: Mapping[str, Any]) -> Policy:
+    """The policy that `Policy.state` described."""
+    spec = state["spec"]
+    architecture = Architecture(**_tuples(spec["architecture"]))
+    action = ActionSpec(**_tuples(spec["action"]))
+    moments = None
+    if state["normaliser"] is not None:
+        moments = RunningMoments(1, architecture.observation)
+        moments.load_state_dict(state["normaliser"])
+    return Policy(from_weights(architecture, state["weights"]), head_for(action, squash=spec["squash"]), moments)
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def from_checkpoint(state: Mapping[str, Any], member: int) -> Policy:
+    """One member's policy out of the checkpoint of a population."""
+    network: Tensor = state["network"]
+    if not 0 <= member < len(network):
+        raise ValueError(f"member must be between 0 and {len(network) - 1}, got {member}")
+    spec = state["policy"]
+    architecture = Architecture(**_tuples(spec["architecture"]))
+    named = shapes(architecture)
+    parts = network[member].split([math.prod(shape) for shape in named.values()])
+    moments = state["collector"]["moments"]
+    if moments is not None:
+        moments = {name: value if name == "count" else value[member : member + 1] for name, value in moments.items()}
+    weights = {name: part.reshape(shape) for (name, shape), part in zip(named.items(), parts, strict=True)}
+    return from_state({"spec": spec, "weights": weights, "normaliser": moments})
+
+
+def film(policy: Policy, env: str, env_kwargs: Mapping[str, Any], file: Path, *, seed: int, temperature: float = 0.0) -> str:
+    """Write one episode of the policy as an animation; the line says what was written, or why nothing was."""
+    import imageio.v3 as imageio
+
+    def act(observation: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+        return policy.act_all(observation, mask, temperature=temperature)
+
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pictures need no screen, and without one SDL complains
+    recording = episodes.record_episode(env, act, seed=seed, env_kwargs=env_kwargs, width=_WIDTH)
+    if not recording.frames:
+        return f"no animation: {recording.reason or 'the environment only prints text'}"
+    stride = math.ceil(len(recording.frames) / _FRAMES)
+    frames = np.stack(recording.frames[::stride])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".gif":
+        imageio.imwrite(file, frames, duration=1000 * stride / recording.frames_per_second, loop=0)
+    else:
+        imageio.imwrite(file, frames, fps=recording.frames_per_second / stride)
+    return f"{file}: an episode of {recording.length} steps, return {recording.episode_return:g}"
+
+
+def show(policy: Policy, env: str, env_kwargs: Mapping[str, Any], *, seed: int, temperature: float = 0.0) -> str:
+    """Play one episode in a window."""
+
+    def act(observation: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+        return policy.act_all(observation, mask, temperature=temperature)
+
+    recording = episodes.record_episode(env, act, seed=seed, env_kwargs=env_kwargs, window=True)
+    return recording.reason or f"shown: an episode of {recording.length} steps, return {recording.episode_return:g}"

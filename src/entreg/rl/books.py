@@ -1,0 +1,112 @@
+"""The books of a population: recent returns, what the last update saw, the signals of the controllers and the lines of the records."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from entreg.functional import SHANNON
+from entreg.regularizer import EntropyRegularizer
+from entreg.rl.heads import Head
+from entreg.rl.population import Member
+
+_EPISODES = 100  # the window of `return`
+
+
+class Books:
+    """One entry a member in everything kept here."""
+
+    def __init__(self, members: Sequence[Member], head: Head, regularizers: Sequence[EntropyRegularizer]) -> None:
+        self.members = members
+        self.head = head
+        self.regularizers = regularizers
+        self.recent: list[deque[tuple[float, int]]] = [deque(maxlen=_EPISODES) for _ in members]
+        self.evaluated = [math.nan] * len(members)
+        self._clock = time.perf_counter()
+        self._steps = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        """Before a rollout: nothing of the last one stays."""
+        self.share: np.ndarray | None = None
+        self.columns: dict[str, np.ndarray] = {}
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def begin(self, episodes: Sequence[tuple[int, float, int]], per_member: int, explained_variance: np.ndarray) -> None:
+        """A rollout was collected, in which these episodes ended."""
+        self._forget()
+        for index, total, length in episodes:
+            self.recent[index // per_member].append((total, length))
+        self.columns["coef"] = np.array([regularizer.coef for regularizer in self.regularizers])
+        self.columns["explained_variance"] = explained_variance
+
+    def seen(self, policy: Tensor, value: Tensor, entropy: Tensor) -> None:
+        """One gradient step's mean losses and entropies, each `[M]`."""
+        self._seen.append((policy, value, entropy))
+
+    def end(self, kl: np.ndarray) -> None:
+        """The update is over; `kl [M]` is the divergence of the acting policy from the new one."""
+        policy, value, entropy = (torch.stack(part).mean(0).numpy() for part in zip(*self._seen, strict=True))
+        self.columns |= {"loss/policy": policy, "loss/value": value, "entropy/family": entropy, "kl": kl}
+        if self.share is not None:
+            self.columns["grad_share"] = self.share
+
+    def signals(self, progress: float) -> list[dict[str, float]]:
+        """What the controllers may read besides entropy, for every member; a signal without a value yet is left out."""
+        result = []
+        for index, recent in enumerate(self.recent):
+            signals = {"progress": progress, "kl": float(self.columns["kl"][index])}
+            if recent:
+                signals["reward"] = float(np.mean([total for total, _ in recent]))
+            if self.share is not None:
+                signals["grad_share"] = float(self.share[index])
+            result.append(signals)
+        return result
+
+    @torch.no_grad()
+    def rows(self, outputs: Tensor, mask: Tensor | None, steps: int) -> list[dict[str, float]]:
+        """One training record a member: the books and the Shannon entropy of `outputs (M, N, K)`."""
+        shannon = self.head.entropy(outputs, SHANNON, mask).mean(1)
+        largest = self.head.max_entropy(SHANNON, mask)
+        columns = {"entropy": shannon, "entropy/perplexity": shannon.exp()}
+        if largest is not None:
+            fraction = shannon / (largest if mask is None else largest.mean(1)).clamp_min(1e-12)
+            columns["entropy/max"] = fraction
+        now = time.perf_counter()
+        speed = (steps - self._steps) * len(self.members) / max(now - self._clock, 1e-9)
+        self._clock, self._steps = now, steps
+        result = []
+        for index, recent in enumerate(self.recent):
+            row = {"return": float(np.mean([r for r, _ in recent])), "episode_length": float(np.mean([n for _, n in recent]))} if recent else {}
+            row |= {name: float(values[index]) for name, values in (columns | self.columns).items()}
+            target = self.regularizers[index].target
+            if target is not None:
+                row["entropy/target"] = target
+            result.append(row | {"steps_per_second": speed})
+        return result
+
+    def lowest_return(self) -> float:
+        """The least of the members' mean returns over a full window of episodes; minus infinity before it is full."""
+        return min(float(np.mean([r for r, _ in recent])) if len(recent) == _EPISODES else -math.inf for recent in self.recent)
+
+    def summary(self) -> dict[str, float]:
+        """Evaluated (or else recent) return, mean over the members of each setting."""
+        returns: dict[str, list[float]] = {}
+        for index, member in enumerate(self.members):
+            recent = self.recent[index]
+            value = self.evaluated[index] if not math.isnan(self.evaluated[index]) else float(np.mean([r for r, _ in recent])) if recent else math.nan
+            returns.setdefault(f"return, coef {member.coef}, {member.family}", []).append(value)
+        return {name: float(np.mean(values)) for name, values in returns.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"recent": [list(recent) for recent in self.recent], "evaluated": self.evaluated}
+
+    def load_state_dict(self, state: Mapping[str, Any], steps: int) -> None:
+        self.recent = [deque([(total, length) for total, length in recent], maxlen=_EPISODES) for recent in state["recent"]]
+        self.evaluated = list(state["evaluated"])
+        self._steps = steps

@@ -1,0 +1,150 @@
+"""Actor and critic of every member of a population, as one stacked network.
+
+Shapes: M members, N observations, D observation size, K outputs of the policy head. Weights are [M, in, out] (y = x W + b), in the order
+actor.0.weight, actor.0.bias, actor.1.weight, ..., critic.0.weight, ...: the layout that the fused update reads. Actor and critic share
+nothing, except the convolutions where observations are images (CHW, uint8, scaled to [0, 1]).
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from entreg import stacked
+
+Activation = Literal["tanh", "relu", "elu", "gelu"]
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "elu": torch.nn.functional.elu,
+    "gelu": torch.nn.functional.gelu,
+}
+_SMALLEST_IMAGE = 36  # the least side that leaves a pixel after the strides of `_LARGE`
+_LARGE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # channels, kernel, stride (Mnih et al. 2015)
+_SMALL = ((16, 2, 1), (32, 2, 1), (64, 2, 1))  # for the 7 x 7 pictures of grid worlds
+
+
+class Architecture(NamedTuple):
+    """What a policy network is made of: enough to build it again from a checkpoint."""
+
+    observation: tuple[int, ...]
+    image: bool
+    outputs: int
+    hidden: tuple[int, ...] = (64, 64)
+    activation: Activation = "tanh"
+    log_std: int = 0  # size of a state-independent log standard deviation (diagonal Gaussian), 0 for none
+
+
+def convolutions(architecture: Architecture) -> Sequence[tuple[int, int, int]]:
+    """Channels, kernel and stride of each convolution, by the size of the image; none for vectors."""
+    if not architecture.image:
+        return ()
+    side = min(architecture.observation[1:])
+    if side < 4:
+        raise ValueError(f"images must be at least 4 pixels wide and high, got {architecture.observation}")
+    return _LARGE if side >= _SMALLEST_IMAGE else _SMALL
+
+
+def _flat_size(architecture: Architecture) -> int:
+    if not architecture.image:
+        return architecture.observation[0]
+    channels, height, width = architecture.observation
+    for out, kernel, stride in convolutions(architecture):
+        channels, height, width = out, (height - kernel) // stride + 1, (width - kernel) // stride + 1
+    return channels * height * width
+
+
+def shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter of one member, in storage order."""
+    if architecture.activation not in get_args(Activation):
+        raise ValueError(f"activation must be one of {', '.join(get_args(Activation))}, got {architecture.activation!r}")
+    result: dict[str, tuple[int, ...]] = {}
+    for tower, outputs in (("actor", architecture.outputs), ("critic", 1)):
+        sizes = (_flat_size(architecture), *architecture.hidden, outputs)
+        for layer, (size_in, size_out) in enumerate(itertools.pairwise(sizes)):
+            result[f"{tower}.{layer}.weight"] = (size_in, size_out)
+            result[f"{tower}.{layer}.bias"] = (size_out,)
+    if architecture.log_std:
+        result["log_std"] = (architecture.log_std,)
+    channels = architecture.observation[0]
+    for layer, (out, kernel, _) in enumerate(convolutions(architecture)):
+        result[f"image.{layer}.weight"] = (out, channels, kernel, kernel)
+        result[f"image.{layer}.bias"] = (out,)
+        channels = out
+    return result
+
+
+class ActorCritic:
+    """The stacked actor and critic of M members; `generators` hold one source of initial weights each."""
+
+    def __init__(self, architecture: Architecture, generators: Sequence[torch.Generator], *, log_std: float = 0.0) -> None:
+        self.architecture = architecture
+        self.parameters = stacked.FlatParameters(len(generators), shapes(architecture))
+        with torch.no_grad():
+            for name in self.parameters.shapes:
+                for member, generator in enumerate(generators):
+                    _initialise(self.parameters[name][member], name, architecture, generator, log_std)
+
+    def actor(self, observation: Tensor) -> Tensor:
+        """Policy outputs (logits, or means and log standard deviations), `(M, N, *observation) -> (M, N, K)`."""
+        return self.head(self._tower("actor", self.features(observation)))
+
+    def critic(self, observation: Tensor) -> Tensor:
+        """State values, `(M, N, *observation) -> (M, N)`."""
+        return self._tower("critic", self.features(observation))[..., 0]
+
+    def both(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        """`actor` and `critic` with the convolutions of images run once."""
+        features = self.features(observation)
+        return self.head(self._tower("actor", features)), self._tower("critic", features)[..., 0]
+
+    def features(self, observation: Tensor) -> Tensor:
+        """What both towers read: the vector itself, or the flattened maps of the convolutions."""
+        if not self.architecture.image:
+            return observation
+        x = observation.float() / 255
+        for layer, (_, _, stride) in enumerate(convolutions(self.architecture)):
+            x = torch.relu(stacked.conv2d(x, self.parameters[f"image.{layer}.weight"], self.parameters[f"image.{layer}.bias"], stride))
+        return x.flatten(2)
+
+    def head(self, outputs: Tensor) -> Tensor:
+        """Append the state-independent log standard deviation where the architecture has one."""
+        if not self.architecture.log_std:
+            return outputs
+        log_std = self.parameters["log_std"][:, None]
+        return torch.cat([outputs, log_std.expand(*outputs.shape[:2], -1)], dim=-1)
+
+    def _tower(self, tower: str, x: Tensor) -> Tensor:
+        activation = _ACTIVATIONS[self.architecture.activation]
+        last = len(self.architecture.hidden)
+        for layer in range(last + 1):
+            x = stacked.linear(x, self.parameters[f"{tower}.{layer}.weight"], self.parameters[f"{tower}.{layer}.bias"])
+            if layer < last:
+                x = activation(x)
+        return x
+
+
+def _initialise(parameter: Tensor, name: str, architecture: Architecture, generator: torch.Generator, log_std: float) -> None:
+    """Orthogonal weights: gain sqrt(2) inside, .01 for the policy, 1 for the value (Andrychowicz et al. 2021); biases 0."""
+    if name == "log_std":
+        parameter.fill_(log_std)
+    elif name.endswith("weight"):
+        last = name.split(".")[1] == str(len(architecture.hidden)) and not name.startswith("image")
+        gain = 2**0.5 if not last else 0.01 if name.startswith("actor") else 1.0
+        fresh = torch.empty(parameter.shape if name.startswith("image") else parameter.shape[::-1])  # orthogonal_ expects [out, in]
+        torch.nn.init.orthogonal_(fresh, gain=gain, generator=generator)
+        parameter.copy_(fresh if name.startswith("image") else fresh.T)
+
+
+def from_weights(architecture: Architecture, weights: Mapping[str, Tensor]) -> ActorCritic:
+    """A population of one with the given weights (names and shapes of `shapes(architecture)`, without the member dimension)."""
+    network = ActorCritic(architecture, [torch.Generator()])
+    expected = shapes(architecture)
+    if {name: tuple(value.shape) for name, value in weights.items()} != expected:
+        raise ValueError(f"weights do not fit the architecture: expected {expected}, got { {n: tuple(w.shape) for n, w in weights.items()} }")
+    with torch.no_grad():
+        for name, value in weights.items():
+            network.parameters[name][0].copy_(value)
+    return network

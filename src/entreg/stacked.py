@@ -1,0 +1,121 @@
+"""Many small networks trained as one: stacked layers, per-member gradient clipping and Adam.
+
+Shapes: M members, N items of a batch, P parameters of one member. Every tensor of a population leads with M and every member's
+numbers depend on that member's alone, so that a population of M is M runs at little more than the cost of one.
+
+All parameters live in one flat buffer [M, P]; a named parameter is a leaf tensor that views it, and gradients are gathered into a second
+such buffer. Clipping and the optimizer therefore cost a handful of operations whatever the number of layers.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class FlatParameters:
+    """Named parameters `[M, *shape]` that view one buffer `data [M, P]`; `backward` fills `grad [M, P]`.
+
+    >>> parameters = FlatParameters(2, {"weight": (3, 4), "bias": (4,)})
+    >>> parameters["weight"].shape, parameters.data.shape
+    (torch.Size([2, 3, 4]), torch.Size([2, 16]))
+    """
+
+    def __init__(self, members: int, shapes: Mapping[str, Sequence[int]]) -> None:
+        self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
+        size = sum(math.prod(shape) for shape in self.shapes.values())
+        self.data = torch.zeros(members, size)
+        self.grad = torch.zeros(members, size)
+        self._views: dict[str, Tensor] = {}
+        offset = 0
+        for name, shape in self.shapes.items():
+            end = offset + math.prod(shape)
+            view = self.data[:, offset:end].unflatten(1, shape) if shape else self.data[:, offset]
+            self._views[name] = view.detach().requires_grad_()
+            offset = end
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._views[name]
+
+    def backward(self, loss: Tensor) -> None:
+        """Replace `grad` by the gradient of a scalar; a parameter that the loss does not depend on gets 0."""
+        leaves = list(self._views.values())
+        grads = torch.autograd.grad(loss, leaves, materialize_grads=True)
+        torch.cat([grad.flatten(1) for grad in grads], dim=1, out=self.grad)
+
+    def member(self, index: int) -> dict[str, Tensor]:
+        """A copy of one member's parameters by name, without the member dimension."""
+        return {name: view.detach()[index].clone() for name, view in self._views.items()}
+
+
+class StackedAdam:
+    """Adam (Kingma & Ba 2015) over `FlatParameters`, member by member equal to `torch.optim.Adam` on that member alone."""
+
+    def __init__(self, parameters: FlatParameters, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-5) -> None:
+        self.parameters = parameters
+        self.betas = betas
+        self.eps = eps
+        self.first = torch.zeros_like(parameters.data)
+        self.second = torch.zeros_like(parameters.data)
+        self.steps = torch.zeros(parameters.data.shape[0], dtype=torch.int64)
+
+    @torch.no_grad()
+    def step(self, lr: float, active: Tensor | None = None) -> None:
+        """One step for every member, or for those of the boolean `active [M]`; the others keep parameters and state."""
+        data, grad = self.parameters.data, self.parameters.grad
+        if active is not None and not bool(active.all()):
+            chosen = active.nonzero()[:, 0]
+            kept = data[chosen], self.first[chosen], self.second[chosen]
+            self.steps[chosen] += 1
+            self._apply(kept[0], grad[chosen], kept[1], kept[2], self.steps[chosen], lr)
+            for whole, part in zip((data, self.first, self.second), kept, strict=True):
+                whole[chosen] = part
+            return
+        self.steps += 1
+        self._apply(data, grad, self.first, self.second, self.steps, lr)
+
+    def _apply(self, data: Tensor, grad: Tensor, first: Tensor, second: Tensor, steps: Tensor, lr: float) -> None:
+        beta1, beta2 = self.betas
+        first.lerp_(grad, 1 - beta1)
+        second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        count = steps.tolist()
+        scale2 = [math.sqrt(1 - beta2**t) for t in count]
+        rate = [lr / (1 - beta1**t) for t in count]
+        if len(set(count)) == 1:
+            denominator = second.sqrt().div_(scale2[0]).add_(self.eps)
+            data.addcdiv_(first, denominator, value=-rate[0])
+        else:
+            denominator = second.sqrt().div_(data.new_tensor(scale2)[:, None]).add_(self.eps)
+            data.sub_(first / denominator * data.new_tensor(rate)[:, None])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"first": self.first, "second": self.second, "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.first.copy_(state["first"])
+        self.second.copy_(state["second"])
+        self.steps.copy_(state["steps"])
+
+
+@torch.no_grad()
+def clip_grad_norm(parameters: FlatParameters, max_norm: float) -> Float[Tensor, " M"]:
+    """Scale each member's gradient to a Euclidean norm of at most `max_norm`; returns the norms before, `[M]`."""
+    norm: Tensor = parameters.grad.norm(dim=1)
+    parameters.grad.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0)[:, None])
+    return norm
+
+
+def linear(x: Float[Tensor, "M N I"], weight: Float[Tensor, "M I O"], bias: Float[Tensor, "M O"]) -> Float[Tensor, "M N O"]:
+    """Each member's affine map of its own items, `(M, N, I) -> (M, N, O)`."""
+    return torch.baddbmm(bias[:, None], x, weight)
+
+
+def conv2d(x: Float[Tensor, "M N C H W"], weight: Float[Tensor, "M O C K K"], bias: Float[Tensor, "M O"], stride: int) -> Tensor:
+    """Each member's convolution of its own images, `(M, N, C, H, W) -> (M, N, O, H', W')`, as one grouped convolution."""
+    members, items = x.shape[:2]
+    grouped = x.transpose(0, 1).flatten(1, 2)
+    out = torch.nn.functional.conv2d(grouped, weight.flatten(0, 1), bias.flatten(), stride=stride, groups=members)
+    return out.unflatten(1, (members, -1)).transpose(0, 1) if items else out.new_zeros(members, 0, weight.shape[1], *out.shape[2:])

@@ -1,0 +1,82 @@
+"""Stacked layers and optimizer: every member equals the same thing alone, computed by torch."""
+
+import pytest
+import torch
+
+from entreg import stacked
+
+SHAPES = {"weight": (3, 4), "bias": (4,)}
+
+
+def _parameters(members, seed=0):
+    parameters = stacked.FlatParameters(members, SHAPES)
+    parameters.data.copy_(torch.randn(parameters.data.shape, generator=torch.Generator().manual_seed(seed)))
+    return parameters
+
+
+def test_parameters_view_the_flat_buffer_and_gradients_are_gathered_in_the_same_order():
+    parameters = _parameters(2)
+    assert torch.equal(parameters["weight"].detach().flatten(1), parameters.data[:, :12])
+    loss = (parameters["bias"] * torch.arange(8.0).view(2, 4)).sum()
+    parameters.backward(loss)
+    assert torch.equal(parameters.grad[:, 12:], torch.arange(8.0).view(2, 4))
+    assert torch.equal(parameters.grad[:, :12], torch.zeros(2, 12))
+    with torch.no_grad():
+        parameters.data.zero_()
+    assert parameters["weight"].abs().sum() == 0
+
+
+def test_linear_is_each_members_own_affine_map():
+    parameters = _parameters(3)
+    x = torch.randn(3, 5, 3)
+    found = stacked.linear(x, parameters["weight"], parameters["bias"])
+    for member in range(3):
+        own = parameters.member(member)
+        torch.testing.assert_close(found[member], x[member] @ own["weight"] + own["bias"])
+
+
+def test_convolution_is_each_members_own():
+    x, weight, bias = torch.randn(2, 3, 4, 8, 8), torch.randn(2, 6, 4, 3, 3), torch.randn(2, 6)
+    found = stacked.conv2d(x, weight, bias, 2)
+    for member in range(2):
+        torch.testing.assert_close(found[member], torch.nn.functional.conv2d(x[member], weight[member], bias[member], stride=2))
+
+
+def test_clipping_is_by_each_members_norm():
+    parameters = _parameters(2)
+    parameters.grad.copy_(torch.stack([torch.full((16,), 1.0), torch.full((16,), 0.01)]))
+    norm = stacked.clip_grad_norm(parameters, 0.5)
+    assert norm.tolist() == pytest.approx([4.0, 0.04])
+    assert parameters.grad.norm(dim=1).tolist() == pytest.approx([0.5, 0.04], rel=1e-5)
+
+
+@pytest.mark.parametrize("frozen", [None, 1])
+def test_adam_equals_torchs_on_each_member_alone(frozen):
+    parameters = _parameters(2)
+    alone = [parameters.data[member].clone().requires_grad_() for member in range(2)]
+    theirs = [torch.optim.Adam([tensor], lr=0.01, eps=1e-5) for tensor in alone]
+    ours = stacked.StackedAdam(parameters, eps=1e-5)
+    generator = torch.Generator().manual_seed(1)
+    for step in range(20):
+        active = torch.tensor([True, frozen is None or step % 3 == 0])
+        parameters.grad.copy_(torch.randn(2, 16, generator=generator))
+        ours.step(0.01, active)
+        for member in range(2):
+            if active[member]:
+                alone[member].grad = parameters.grad[member].clone()
+                theirs[member].step()
+    for member in range(2):
+        torch.testing.assert_close(parameters.data[member], alone[member].detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_adam_goes_on_from_its_state():
+    first, second = _parameters(2), _parameters(2)
+    one, other = stacked.StackedAdam(first), stacked.StackedAdam(second)
+    for parameters, optimizer in ((first, one), (second, other)):
+        parameters.grad.fill_(0.3)
+        optimizer.step(0.1)
+    resumed = stacked.StackedAdam(second)
+    resumed.load_state_dict(other.state_dict())
+    first.grad.fill_(-0.2), second.grad.fill_(-0.2)
+    one.step(0.1), resumed.step(0.1)
+    assert torch.equal(first.data, second.data)
