@@ -100,7 +100,7 @@ class TanhNormal(Distribution):
     """
 
     arg_constraints = {"loc": constraints.real, "log_std": constraints.real}  # noqa: RUF012
-    support = constraints.interval(-1.0, 1.0)  # type: ignore[no-untyped-call]
+    support = constraints.interval(-1.0, 1.0)
     has_rsample = True
 
     def __init__(
@@ -254,6 +254,6 @@ def _kl_masked_categorical(p: Categorical, q: Categorical) -> Tensor:
     return categorical_kl(p.logits, q.logits)
 
 
-register_kl(TanhNormal, TanhNormal)(_kl_tanh_normal)  # type: ignore[no-untyped-call]
+register_kl(TanhNormal, TanhNormal)(_kl_tanh_normal)
 for _p, _q in ((MaskedCategorical, MaskedCategorical), (MaskedCategorical, Categorical), (Categorical, MaskedCategorical)):
-    register_kl(_p, _q)(_kl_masked_categorical)  # type: ignore[no-untyped-call]
+    register_kl(_p, _q)(_kl_masked_categorical)

@@ -120,7 +120,7 @@ def squashed_renyi(mean: Float[Tensor, "*shape"], log_std: Float[Tensor, "*shape
     """
     if not 0.0 < order <= LARGEST_ORDER and order != math.inf:
         raise ValueError(f"order: {order} for a squashed Gaussian; legal are (0, {LARGEST_ORDER:g}] and inf")
-    mean, log_std = torch.broadcast_tensors(*_full_precision(mean, log_std))  # type: ignore[no-untyped-call]
+    mean, log_std = torch.broadcast_tensors(*_full_precision(mean, log_std))
     value: Tensor = _SquashedRenyi.apply(mean, log_std, order)[0]  # type: ignore[no-untyped-call]
     return value
 
