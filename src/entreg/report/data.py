@@ -175,7 +175,9 @@ def _groups(present: Sequence[int], listed: Mapping[int, Mapping[str, Any]]) -> 
     sorted_in: dict[tuple[tuple[str, str], ...], list[int]] = {}
     for member in sorted(present, key=lambda one: (one not in listed, one)):
         facts = listed.get(member, {})
-        settings = tuple((str(name), text(value)) for name, value in facts.items() if name not in ("member", "seed"))
+        settings = tuple(
+            (str(name), text(value)) for name, value in facts.items() if name not in ("member", "seed", "controller")
+        )  # the last is coef, resolved
         sorted_in.setdefault(settings, []).append(member)
     return [Group(_name(dict(key)), dict(key), tuple(members), is_zero(dict(key).get("coef", ""))) for key, members in sorted_in.items()]
 
