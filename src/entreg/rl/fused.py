@@ -13,6 +13,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 try:
     from . import fused_kernels as kernels
+    from .fused_tile import NARROW
 except ImportError as error:
     raise ImportError("the fused update needs numba: pip install 'entreg[fused]'") from error
 
@@ -27,7 +29,7 @@ Floats = NDArray[np.float32]
 
 
 def _padded(width: int) -> int:
-    return -(-width // kernels.NARROW) * kernels.NARROW
+    return -(-width // NARROW) * NARROW
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Layout:
     @property
     def size(self) -> int:
         """Parameters of one member, P."""
-        return sum((i + 1) * o for widths in (self.actor, self.critic) for i, o in zip(widths, widths[1:], strict=False))
+        return sum((i + 1) * o for widths in (self.actor, self.critic) for i, o in pairwise(widths))
 
     @property
     def actions(self) -> int:
@@ -71,7 +73,7 @@ def _table(layout: Layout) -> NDArray[np.int64]:
     flat = packed = turned = 0
     place = kernels.CHUNK * _padded(layout.actor[0])
     for widths in (layout.actor, layout.critic):
-        for k, (i, o) in enumerate(zip(widths, widths[1:], strict=False)):
+        for k, (i, o) in enumerate(pairwise(widths)):
             rows.append((i, o, _padded(i), _padded(o), flat, packed, turned if k else -1, place))
             flat, packed, place = flat + (i + 1) * o, packed + (_padded(i) + 1) * _padded(o), place + kernels.CHUNK * _padded(o)
             turned += _padded(i) * _padded(o) if k else 0
@@ -82,19 +84,30 @@ def _table(layout: Layout) -> NDArray[np.int64]:
 def _sizes(layout: Layout) -> tuple[int, int, int, int]:
     """Float32 values of the padded parameters, the transposed weights, the activations, and the widest layer."""
     widths = [_padded(width) for width in (*layout.actor, *layout.critic)]
-    layers = [(_padded(i), _padded(o)) for widths in (layout.actor, layout.critic) for i, o in zip(widths, widths[1:], strict=False)]
+    layers = [(_padded(i), _padded(o)) for widths in (layout.actor, layout.critic) for i, o in pairwise(widths)]
     turned = sum(i * o for i, o in layers) + 1
     return sum((i + 1) * o for i, o in layers), turned, kernels.CHUNK * (_padded(layout.actor[0]) + sum(o for _, o in layers)), max(widths)
 
 
-def _space(layout: Layout, batch: int) -> Any:
+def _space(layout: Layout, batch: int) -> kernels.Space:
     size, turned, activations, widest = _sizes(layout)
-    flat = [np.zeros(size, np.float32) for _ in range(4)]
-    columns = [np.zeros((layout.actions, kernels.CHUNK), np.float32) for _ in range(2)]
-    work = np.zeros(activations + (kernels.CHUNK + 1) * widest, np.float32)
-    legal = np.ones((layout.actions, kernels.CHUNK), np.bool_)
-    rows, advantage, sums = np.zeros((6, kernels.CHUNK), np.float32), np.zeros(batch, np.float32), np.zeros(7)
-    return kernels.Space(work, flat[0], np.zeros(turned, np.float32), *flat[1:], legal, *columns, rows, advantage, sums)
+    zeros, chunk = partial(np.zeros, dtype=np.float32), kernels.CHUNK
+    return kernels.Space(
+        work=zeros(activations),
+        scratch=zeros(chunk * widest),
+        zeros=zeros(widest),
+        ones=np.ones(1, np.float32),
+        packed=zeros(size),
+        turned=zeros(turned),
+        gradient=zeros(size),
+        moment=zeros(size),
+        square=zeros(size),
+        legal=np.ones((layout.actions, chunk), np.bool_),
+        columns=zeros((2, layout.actions, chunk)),
+        rows=zeros((8, chunk)),
+        advantage=zeros(batch),
+        sums=np.zeros(7),
+    )
 
 
 def _check(name: str, array: NDArray[Any], shape: tuple[int, ...], dtype: Any) -> None:
@@ -169,10 +182,11 @@ def act(layout: Layout, params: Floats, observation: ArrayLike, uniform: ArrayLi
     params = _given("params", params, (members, layout.size), np.float32)
     u = _given("uniform", uniform, (members, n), np.float64)
     size, _, activations, _ = _sizes(layout)
-    packed, work, columns = np.empty(size, np.float32), np.empty(activations, np.float32), np.empty((2, layout.actions, kernels.CHUNK), np.float32)
+    packed, work, rows = np.empty(size, np.float32), np.empty(activations, np.float32), np.empty((3, kernels.CHUNK), np.float32)
+    columns = np.empty((2, layout.actions, kernels.CHUNK), np.float32)
     legal, action, result = np.ones((layout.actions, kernels.CHUNK), np.bool_), np.empty((members, n), np.int64), np.empty((3, members, n), np.float32)
     relu, split = layout.activation == "relu", len(layout.actor) - 1
-    kernels.act(_table(layout), split, relu, params, seen, u, _mask(mask, members, n, layout), packed, work, columns, legal, action, result)
+    kernels.act(_table(layout), split, relu, params, seen, u, _mask(mask, members, n, layout), packed, work, columns, rows, legal, action, result)
     return Acted(action, result[0], result[1], result[2])
 
 
@@ -256,7 +270,7 @@ def ppo_update(
         _check(name, array, (members, layout.size), np.float32)
     _check("step", adam.step, (members,), np.int64)
     data = _rollout(layout, rollout, members, samples)
-    for name, array, bound in (("order", index, samples), ("action", data[1], layout.actions)):
+    for name, array, bound in (("order", index, samples), ("action", data.action, layout.actions)):
         if array.size and (array.min() < 0 or array.max() >= bound):
             raise ValueError(f"{name}: holds values from {array.min()} to {array.max()}, must lie in 0..{bound - 1}")
     settings = (learning_rate, clip, coef, value_coef, max_grad_norm, normalize_advantage, layout.activation == "relu", *betas, eps)
@@ -265,7 +279,7 @@ def ppo_update(
 
     def work(range_: tuple[int, int]) -> None:
         space = _space(layout, batch)
-        kernels.update(range_, _table(layout), len(layout.actor) - 1, space, *state, adam.step, *data, index, batch, hyper, stats)
+        kernels.update(range_, _table(layout), len(layout.actor) - 1, space, *state, adam.step, data, index, batch, hyper, stats)
 
     if threads == 1 or members == 1:
         work((0, members))
@@ -276,11 +290,13 @@ def ppo_update(
     return Stats(*(stats[:, k] for k in (kernels.POLICY, kernels.VALUE, kernels.ENTROPY, kernels.KL, kernels.CLIPPED, kernels.NORM, kernels.SHARE)))
 
 
-def _rollout(layout: Layout, rollout: Rollout, members: int, samples: int) -> tuple[NDArray[Any], ...]:
+def _rollout(layout: Layout, rollout: Rollout, members: int, samples: int) -> kernels.Data:
     flat = (members, samples)
-    return (
+    return kernels.Data(
         _given("observation", rollout.observation, (*flat, layout.actor[0]), np.float32),
         _given("action", rollout.action, flat, np.int64),
-        *(_given(name, getattr(rollout, name), flat, np.float32) for name in ("log_prob", "advantage", "returns")),
+        _given("log_prob", rollout.log_prob, flat, np.float32),
+        _given("advantage", rollout.advantage, flat, np.float32),
+        _given("returns", rollout.returns, flat, np.float32),
         _mask(rollout.mask, members, samples, layout),
     )
