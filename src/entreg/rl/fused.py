@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -28,8 +28,24 @@ except ImportError as error:
 Floats = NDArray[np.float32]
 
 
-def _padded(width: int) -> int:
-    return -(-width // NARROW) * NARROW
+LINE = 16  # float32 values of a cache line: vectors that cross lines cost 5 % of the whole update
+
+
+def _up(width: int, multiple: int = NARROW) -> int:
+    return -(-width // multiple) * multiple
+
+
+class Plan(NamedTuple):
+    """A layout as the kernels read it; sizes in float32 values."""
+
+    table: NDArray[np.int64]  # one row a layer, columns as in `fused_network`
+    split: int  # layers of the actor
+    relu: bool
+    size: int
+    packed: int
+    turned: int
+    activations: int
+    widest: int
 
 
 @dataclass(frozen=True)
@@ -58,53 +74,50 @@ class Layout:
     @property
     def size(self) -> int:
         """Parameters of one member, P."""
-        return sum((i + 1) * o for widths in (self.actor, self.critic) for i, o in pairwise(widths))
+        return self.plan.size
 
     @property
     def actions(self) -> int:
         """Actions, A."""
         return self.actor[-1]
 
+    @cached_property
+    def plan(self) -> Plan:
+        """Where everything lies inside."""
+        rows = []
+        flat = packed = turned = 0
+        place = kernels.CHUNK * _up(self.actor[0])
+        for widths in (self.actor, self.critic):
+            for k, (i, o) in enumerate(pairwise(widths)):
+                rows.append((i, o, _up(i), _up(o), flat, packed, turned if k else -1, place))
+                flat, packed, place = flat + (i + 1) * o, packed + _up((_up(i) + 1) * _up(o), LINE), place + kernels.CHUNK * _up(o)
+                turned += _up(i) * _up(o) if k else 0
+        widest = max(_up(width) for width in (*self.actor, *self.critic))
+        return Plan(np.array(rows, np.int64), len(self.actor) - 1, self.activation == "relu", flat, packed, turned + 1, place, widest)
 
-@lru_cache(maxsize=64)
-def _table(layout: Layout) -> NDArray[np.int64]:
-    """One row a layer, columns as in `fused_kernels`."""
-    rows = []
-    flat = packed = turned = 0
-    place = kernels.CHUNK * _padded(layout.actor[0])
-    for widths in (layout.actor, layout.critic):
-        for k, (i, o) in enumerate(pairwise(widths)):
-            rows.append((i, o, _padded(i), _padded(o), flat, packed, turned if k else -1, place))
-            flat, packed, place = flat + (i + 1) * o, packed + (_padded(i) + 1) * _padded(o), place + kernels.CHUNK * _padded(o)
-            turned += _padded(i) * _padded(o) if k else 0
-    return np.array(rows, np.int64)
 
-
-@lru_cache(maxsize=64)
-def _sizes(layout: Layout) -> tuple[int, int, int, int]:
-    """Float32 values of the padded parameters, the transposed weights, the activations, and the widest layer."""
-    widths = [_padded(width) for width in (*layout.actor, *layout.critic)]
-    layers = [(_padded(i), _padded(o)) for widths in (layout.actor, layout.critic) for i, o in pairwise(widths)]
-    turned = sum(i * o for i, o in layers) + 1
-    return sum((i + 1) * o for i, o in layers), turned, kernels.CHUNK * (_padded(layout.actor[0]) + sum(o for _, o in layers)), max(widths)
+def _aligned(size: int) -> Floats:
+    """Zeros [size] that start on a cache line."""
+    buffer = np.zeros(size + LINE, np.float32)
+    start = -(buffer.ctypes.data // 4) % LINE
+    return buffer[start : start + size]
 
 
 def _space(layout: Layout, batch: int) -> kernels.Space:
-    size, turned, activations, widest = _sizes(layout)
-    zeros, chunk = partial(np.zeros, dtype=np.float32), kernels.CHUNK
+    zeros, plan, chunk = _aligned, layout.plan, kernels.CHUNK
     return kernels.Space(
-        work=zeros(activations),
-        scratch=zeros(chunk * widest),
-        zeros=zeros(widest),
+        work=zeros(plan.activations),
+        scratch=zeros(chunk * plan.widest),
+        zeros=zeros(plan.widest),
         ones=np.ones(1, np.float32),
-        packed=zeros(size),
-        turned=zeros(turned),
-        gradient=zeros(size),
-        moment=zeros(size),
-        square=zeros(size),
+        packed=zeros(plan.packed),
+        turned=zeros(plan.turned),
+        gradient=zeros(plan.packed),
+        moment=zeros(plan.packed),
+        square=zeros(plan.packed),
         legal=np.ones((layout.actions, chunk), np.bool_),
-        columns=zeros((2, layout.actions, chunk)),
-        rows=zeros((8, chunk)),
+        columns=zeros(2 * layout.actions * chunk).reshape(2, -1, chunk),
+        rows=zeros(8 * chunk).reshape(8, chunk),
         advantage=zeros(batch),
         sums=np.zeros(7),
     )
@@ -134,6 +147,13 @@ def _mask(mask: ArrayLike | None, members: int, samples: int, layout: Layout) ->
     return _given("mask", mask, (members, samples, layout.actions), np.bool_)
 
 
+def _seen(layout: Layout, params: Floats, observation: ArrayLike) -> tuple[Floats, Floats]:
+    seen = np.ascontiguousarray(observation, np.float32)
+    if seen.ndim != 3 or seen.shape[2] != layout.actor[0]:
+        raise ValueError(f"observation: shape {list(seen.shape)}, must be [M, n, {layout.actor[0]}]")
+    return seen, _given("params", params, (len(seen), layout.size), np.float32)
+
+
 def forward(layout: Layout, params: Floats, observation: ArrayLike) -> tuple[Floats, Floats]:
     """Logits and values of observations [M, n, D] -> [M, n, A], [M, n].
 
@@ -144,15 +164,10 @@ def forward(layout: Layout, params: Floats, observation: ArrayLike) -> tuple[Flo
     >>> logits.shape, value.shape
     ((3, 5, 2), (3, 5))
     """
-    seen = np.ascontiguousarray(observation, np.float32)
-    if seen.ndim != 3 or seen.shape[2] != layout.actor[0]:
-        raise ValueError(f"observation: shape {list(seen.shape)}, must be [M, n, {layout.actor[0]}]")
-    members, n = seen.shape[:2]
-    params = _given("params", params, (members, layout.size), np.float32)
-    size, _, activations, _ = _sizes(layout)
+    seen, params = _seen(layout, params, observation)
+    members, n, _ = seen.shape
     logits, value = np.empty((members, n, layout.actions), np.float32), np.empty((members, n), np.float32)
-    packed, work = np.empty(size, np.float32), np.empty(activations, np.float32)
-    kernels.outputs(_table(layout), len(layout.actor) - 1, layout.activation == "relu", params, seen, packed, work, logits, value)
+    kernels.outputs(layout.plan, params, seen, logits, value)
     return logits, value
 
 
@@ -175,23 +190,16 @@ def act(layout: Layout, params: Floats, observation: ArrayLike, uniform: ArrayLi
     >>> acted.action.tolist(), round(acted.entropy.item(0), 4)
     ([[0, 0, 1]], 0.6931)
     """
-    seen = np.ascontiguousarray(observation, np.float32)
-    if seen.ndim != 3 or seen.shape[2] != layout.actor[0]:
-        raise ValueError(f"observation: shape {list(seen.shape)}, must be [M, n, {layout.actor[0]}]")
-    members, n = seen.shape[:2]
-    params = _given("params", params, (members, layout.size), np.float32)
+    seen, params = _seen(layout, params, observation)
+    members, n, _ = seen.shape
     u = _given("uniform", uniform, (members, n), np.float64)
-    size, _, activations, _ = _sizes(layout)
-    packed, work, rows = np.empty(size, np.float32), np.empty(activations, np.float32), np.empty((3, kernels.CHUNK), np.float32)
-    columns = np.empty((2, layout.actions, kernels.CHUNK), np.float32)
-    legal, action, result = np.ones((layout.actions, kernels.CHUNK), np.bool_), np.empty((members, n), np.int64), np.empty((3, members, n), np.float32)
-    relu, split = layout.activation == "relu", len(layout.actor) - 1
-    kernels.act(_table(layout), split, relu, params, seen, u, _mask(mask, members, n, layout), packed, work, columns, rows, legal, action, result)
+    action, result = np.empty((members, n), np.int64), np.empty((3, members, n), np.float32)
+    kernels.act(layout.plan, params, seen, u, _mask(mask, members, n, layout), action, result)
     return Acted(action, result[0], result[1], result[2])
 
 
 class Stats(NamedTuple):
-    """Statistics of an update, all float64 [M]: means over its minibatches of the minibatch's mean, `grad_share` of the last minibatch."""
+    """Statistics of an update, all float64 [M]: means over its minibatches of the minibatch's mean, `grad_share` of the first one."""
 
     policy_loss: NDArray[np.float64]
     value_loss: NDArray[np.float64]  # mean (V - R)^2, without value_coef
@@ -279,7 +287,7 @@ def ppo_update(
 
     def work(range_: tuple[int, int]) -> None:
         space = _space(layout, batch)
-        kernels.update(range_, _table(layout), len(layout.actor) - 1, space, *state, adam.step, data, index, batch, hyper, stats)
+        kernels.update(range_, layout.plan.table, layout.plan.split, space, *state, adam.step, data, index, batch, hyper, stats)
 
     if threads == 1 or members == 1:
         work((0, members))

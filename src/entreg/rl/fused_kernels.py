@@ -173,8 +173,8 @@ def _loss(space, data, index, hyper, count, start, table, split):
 
 
 @compiled
-def _minibatch(space, data, index, table, split, hyper, step, stats):
-    """One gradient step; its statistics are added to `stats`."""
+def _minibatch(space, data, index, table, split, hyper, step, stats, share):
+    """One gradient step; its statistics are added to `stats`, the bonus's share of the gradient where `share` says so."""
     count, layers, relu, sums = index.size, table.shape[0], hyper[RELU] > 0.0, space.sums
     clear(space.gradient)
     for k in range(sums.size):
@@ -197,7 +197,8 @@ def _minibatch(space, data, index, table, split, hyper, step, stats):
         stats[k] += sums[k] / count
     task, bonus = math.sqrt(sums[TASK]), math.sqrt(sums[BONUS])
     stats[NORM] += length
-    stats[SHARE] = bonus / (task + bonus) if bonus != 0.0 else bonus
+    if share:
+        stats[SHARE] = bonus / (task + bonus) if bonus != 0.0 else bonus
 
 
 @_entry
@@ -212,7 +213,7 @@ def update(members, table, split, space, parameters, moment, square, step, data,
             for start in range(0, order.shape[2], batch):
                 step[m] += 1
                 count += 1
-                _minibatch(space, own, order[m, epoch, start : start + batch], table, split, hyper[m], step[m], stats[m])
+                _minibatch(space, own, order[m, epoch, start : start + batch], table, split, hyper[m], step[m], stats[m], count == 1)
         for k in range(SHARE):
             stats[m, k] /= count
         for flat, packed in ((parameters, space.packed), (moment, space.moment), (square, space.square)):
@@ -231,14 +232,15 @@ def _observe(table, split, relu, packed, work, observation, start, count):
 
 
 @_entry
-def outputs(table, split, relu, parameters, observation, packed, work, logits, value):
+def outputs(plan, parameters, observation, logits, value):
     """Logits [M, n, A] and values [M, n] of observations [M, n, D]."""
-    actor, critic = table[split - 1], table[-1]
+    table, actor, critic = plan.table, plan.table[plan.split - 1], plan.table[-1]
+    packed, work = np.empty(plan.packed, np.float32), np.empty(plan.activations, np.float32)
     for m in range(observation.shape[0]):
         pack(table, parameters[m], packed, False)
         for start in range(0, observation.shape[1], CHUNK):
             count = min(CHUNK, observation.shape[1] - start)
-            _observe(table, split, relu, packed, work, observation[m], start, count)
+            _observe(table, plan.split, plan.relu, packed, work, observation[m], start, count)
             for r in range(count):
                 for a in range(actor[OUTPUTS]):
                     logits[m, start + r, a] = work[actor[PLACE] + r * actor[WIDTH] + a]
@@ -246,14 +248,16 @@ def outputs(table, split, relu, parameters, observation, packed, work, logits, v
 
 
 @_entry
-def act(table, split, relu, parameters, observation, uniform, mask, packed, work, columns, rows, legal, action, result):
+def act(plan, parameters, observation, uniform, mask, action, result):
     """Sampled actions [M, n]; log-probabilities, values and entropies into `result` [3, M, n]."""
-    actor, critic = table[split - 1], table[-1]
+    table, actor, critic = plan.table, plan.table[plan.split - 1], plan.table[-1]
+    packed, work, rows = np.empty(plan.packed, np.float32), np.empty(plan.activations, np.float32), np.empty((3, CHUNK), np.float32)
+    columns, legal = np.empty((2, actor[OUTPUTS], CHUNK), np.float32), np.ones((actor[OUTPUTS], CHUNK), np.bool_)
     for m in range(observation.shape[0]):
         pack(table, parameters[m], packed, False)
         for start in range(0, observation.shape[1], CHUNK):
             count = min(CHUNK, observation.shape[1] - start)
-            _observe(table, split, relu, packed, work, observation[m], start, count)
+            _observe(table, plan.split, plan.relu, packed, work, observation[m], start, count)
             for a in range(legal.shape[0] if mask.shape[1] > 0 else 0):
                 for r in range(count):
                     legal[a, r] = mask[m, start + r, a]
