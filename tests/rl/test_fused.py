@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from entreg.rl import fused
+from entreg.rl import fused_kernels as kernels
 from entreg.rl.fused import Adam, Layout, Rollout
 
 SETTINGS: dict[str, Any] = {"learning_rate": 1e-3, "clip": 0.1, "coef": 0.05, "value_coef": 0.5, "max_grad_norm": 0.5}
@@ -37,7 +39,7 @@ def _members(rollout: Rollout, chosen: slice | int) -> Rollout:
 
 
 def network(layout: Layout, flat: torch.Tensor, widths: tuple[int, ...], start: int, x: torch.Tensor) -> tuple[torch.Tensor, int]:
-    for k, (i, o) in enumerate(zip(widths, widths[1:], strict=False)):
+    for k, (i, o) in enumerate(pairwise(widths)):
         x = x @ flat[start : start + i * o].view(i, o) + flat[start + i * o : start + (i + 1) * o]
         start += (i + 1) * o
         if k < len(widths) - 2:
@@ -46,13 +48,13 @@ def network(layout: Layout, flat: torch.Tensor, widths: tuple[int, ...], start: 
 
 
 def torch_update(
-    layout: Layout, params: np.ndarray, rollout: Rollout, order: np.ndarray, batch_size: int, dtype: torch.dtype, adam_steps: int = 0
+    layout: Layout, params: np.ndarray, rollout: Rollout, order: np.ndarray, batch_size: int, dtype: torch.dtype
 ) -> tuple[np.ndarray, torch.optim.Adam, dict[str, float]]:
-    """One member's update as it is usually written, by autograd and torch.optim.Adam; returns the parameters and the last minibatch's statistics."""
+    """One member's update as it is usually written, by autograd and torch.optim.Adam: its parameters, optimizer and statistics."""
     flat = torch.tensor(params, dtype=dtype, requires_grad=True)
     optimizer = torch.optim.Adam([flat], lr=SETTINGS["learning_rate"], eps=1e-5, foreach=False)
     data = [torch.tensor(np.asarray(field), dtype=dtype) for field in (rollout.observation, rollout.log_prob, rollout.advantage, rollout.returns)]
-    action, seen = torch.tensor(np.asarray(rollout.action)), {}
+    action, seen = torch.tensor(np.asarray(rollout.action)), []
     for epoch in order:
         for start in range(0, order.shape[1], batch_size):
             i = torch.tensor(epoch[start : start + batch_size])
@@ -73,16 +75,11 @@ def torch_update(
             (policy + SETTINGS["value_coef"] * values - bonus).backward()
             norm = torch.nn.utils.clip_grad_norm_([flat], SETTINGS["max_grad_norm"], foreach=False)
             optimizer.step()
-            seen = {
-                "policy_loss": policy.item(),
-                "value_loss": values.item(),
-                "entropy": entropy.mean().item(),
-                "kl": (ratio - 1 - log_ratio).mean().item(),
-                "clip_fraction": ((ratio - 1).abs() > SETTINGS["clip"]).double().mean().item(),
-                "grad_norm": norm.item(),
-                "grad_share": shared / (task + shared),
-            }
-    return flat.detach().numpy(), optimizer, seen
+            clipped = ((ratio - 1).abs() > SETTINGS["clip"]).double()
+            terms = (policy, values, entropy.mean(), (ratio - 1 - log_ratio).mean(), clipped.mean(), norm)
+            seen.append([*(term.item() for term in terms), shared / (task + shared)])
+    means = dict(zip(fused.Stats._fields, np.mean(seen, axis=0), strict=True))
+    return flat.detach().numpy(), optimizer, means | {"grad_share": seen[0][-1]}
 
 
 LAYOUTS = [
@@ -104,7 +101,7 @@ def test_one_gradient_step_equals_autograd(layout: Layout, masked: bool) -> None
     for m in range(2):
         alone = _members(rollout, m)
         for dtype in (torch.float32, torch.float64):
-            expected, optimizer, seen = torch_update(layout, before[m], alone, order[m], 77, dtype)
+            _, optimizer, seen = torch_update(layout, before[m], alone, order[m], 77, dtype)
             state = next(iter(optimizer.state.values()))
             gradient = 10 * state["exp_avg"].numpy()
             np.testing.assert_allclose(10 * adam.exp_avg[m], gradient, rtol=1e-5, atol=1e-6 * np.abs(gradient).max())
@@ -121,12 +118,14 @@ def test_several_epochs_equal_torch(batch_size: int) -> None:
     layout = LAYOUTS[0]
     params, adam, rollout, order = problem(layout, 1, 90, 4)
     before = params.copy()
-    fused.ppo_update(layout, params, adam, rollout, order, batch_size=batch_size, **SETTINGS)
+    stats = fused.ppo_update(layout, params, adam, rollout, order, batch_size=batch_size, **SETTINGS)
     alone = _members(rollout, 0)
-    expected, _, _ = torch_update(layout, before[0], alone, order[0], batch_size, torch.float64)
+    expected, _, seen = torch_update(layout, before[0], alone, order[0], batch_size, torch.float64)
     assert np.abs(expected - before).max() > 3 * SETTINGS["learning_rate"]
     np.testing.assert_allclose(params[0], expected, atol=0.01 * SETTINGS["learning_rate"])
     assert adam.step[0] == 4 * -(-90 // batch_size)
+    for name, value in seen.items():
+        np.testing.assert_allclose(getattr(stats, name)[0], value, rtol=1e-4, atol=2e-6, err_msg=name)
 
 
 def test_the_state_carries_over_between_updates() -> None:
@@ -273,7 +272,7 @@ def test_what_is_wrong_is_named(change: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("widths", [((4,), (4, 1)), ((4, 2), (3, 1)), ((4, 2), (4, 2)), ((4, 0, 2), (4, 1))])
 def test_impossible_layouts_are_refused(widths: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
-    with pytest.raises(ValueError, match="actor|critic"):
+    with pytest.raises(ValueError, match=r"^(actor|critic): "):
         Layout(*widths)
 
 
@@ -282,3 +281,15 @@ def test_without_numba_one_line_names_the_extra() -> None:
     path = str(next(p for p in map(str, sys.path) if p.endswith("src")))
     done = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {path!r})\n{code}"], capture_output=True, text=True, check=True)
     assert done.stdout == "the fused update needs numba: pip install 'entreg[fused]'\n"
+
+
+def test_where_nothing_can_be_cached_it_still_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = kernels.njit
+
+    def refuses(cache: bool = False, **options: Any) -> Any:
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available for file")
+        return real(**options)
+
+    monkeypatch.setattr(kernels, "njit", refuses)
+    assert kernels._entry(lambda x: x + 1)(1) == 2

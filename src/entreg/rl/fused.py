@@ -11,116 +11,20 @@ Needs numba (`pip install 'entreg[fused]'`). The first call on a machine compile
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 try:
     from . import fused_kernels as kernels
-    from .fused_tile import NARROW
+    from .fused_layout import Layout, space
 except ImportError as error:
     raise ImportError("the fused update needs numba: pip install 'entreg[fused]'") from error
 
+__all__ = ["Acted", "Adam", "Layout", "Rollout", "Stats", "act", "forward", "ppo_update"]
+
 Floats = NDArray[np.float32]
-
-
-LINE = 16  # float32 values of a cache line: vectors that cross lines cost 5 % of the whole update
-
-
-def _up(width: int, multiple: int = NARROW) -> int:
-    return -(-width // multiple) * multiple
-
-
-class Plan(NamedTuple):
-    """A layout as the kernels read it; sizes in float32 values."""
-
-    table: NDArray[np.int64]  # one row a layer, columns as in `fused_network`
-    split: int  # layers of the actor
-    relu: bool
-    size: int
-    packed: int
-    turned: int
-    activations: int
-    widest: int
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Widths of the actor (D, hidden..., A) and the critic (D, hidden..., 1), and the activation of their hidden layers.
-
-    Raises ValueError where the widths are not positive, do not start with the same D, or the critic does not end with 1.
-
-    >>> Layout((4, 64, 64, 2), (4, 64, 64, 1)).size
-    9155
-    """
-
-    actor: tuple[int, ...]
-    critic: tuple[int, ...]
-    activation: Literal["tanh", "relu"] = "tanh"
-
-    def __post_init__(self) -> None:
-        for name, widths in (("actor", self.actor), ("critic", self.critic)):
-            if len(widths) < 2 or min(widths) < 1 or widths[0] != self.actor[0]:
-                raise ValueError(f"{name}: {widths} is not (observation width, hidden..., outputs) with positive widths and one observation width for both")
-        if self.critic[-1] != 1:
-            raise ValueError(f"critic: ends with {self.critic[-1]} outputs, must end with 1")
-        if self.activation not in ("tanh", "relu"):
-            raise ValueError(f"activation: {self.activation!r} is neither 'tanh' nor 'relu'")
-
-    @property
-    def size(self) -> int:
-        """Parameters of one member, P."""
-        return self.plan.size
-
-    @property
-    def actions(self) -> int:
-        """Actions, A."""
-        return self.actor[-1]
-
-    @cached_property
-    def plan(self) -> Plan:
-        """Where everything lies inside."""
-        rows = []
-        flat = packed = turned = 0
-        place = kernels.CHUNK * _up(self.actor[0])
-        for widths in (self.actor, self.critic):
-            for k, (i, o) in enumerate(pairwise(widths)):
-                rows.append((i, o, _up(i), _up(o), flat, packed, turned if k else -1, place))
-                flat, packed, place = flat + (i + 1) * o, packed + _up((_up(i) + 1) * _up(o), LINE), place + kernels.CHUNK * _up(o)
-                turned += _up(i) * _up(o) if k else 0
-        widest = max(_up(width) for width in (*self.actor, *self.critic))
-        return Plan(np.array(rows, np.int64), len(self.actor) - 1, self.activation == "relu", flat, packed, turned + 1, place, widest)
-
-
-def _aligned(size: int) -> Floats:
-    """Zeros [size] that start on a cache line."""
-    buffer = np.zeros(size + LINE, np.float32)
-    start = -(buffer.ctypes.data // 4) % LINE
-    return buffer[start : start + size]
-
-
-def _space(layout: Layout, batch: int) -> kernels.Space:
-    zeros, plan, chunk = _aligned, layout.plan, kernels.CHUNK
-    return kernels.Space(
-        work=zeros(plan.activations),
-        scratch=zeros(chunk * plan.widest),
-        zeros=zeros(plan.widest),
-        ones=np.ones(1, np.float32),
-        packed=zeros(plan.packed),
-        turned=zeros(plan.turned),
-        gradient=zeros(plan.packed),
-        moment=zeros(plan.packed),
-        square=zeros(plan.packed),
-        legal=np.ones((layout.actions, chunk), np.bool_),
-        columns=zeros(2 * layout.actions * chunk).reshape(2, -1, chunk),
-        rows=zeros(8 * chunk).reshape(8, chunk),
-        advantage=zeros(batch),
-        sums=np.zeros(7),
-    )
 
 
 def _check(name: str, array: NDArray[Any], shape: tuple[int, ...], dtype: Any) -> None:
@@ -249,9 +153,10 @@ def ppo_update(
 ) -> Stats:
     """All epochs and minibatches of PPO for M members; changes `params` [M, P] and `adam` in place.
 
-    Loss of a minibatch of a member: mean(-min(r A, clip(r, 1 - c, 1 + c) A)) + value_coef mean((V - R)^2) - coef mean(H), A standardised over the minibatch
-    with the unbiased deviation + 1e-8 (not for a minibatch of one), H the Shannon entropy in nats; the gradient is scaled by min(1, max_grad_norm/(norm + 1e-6))
-    and given to Adam. `order` [M, E, N] holds a permutation of the samples for each epoch; the last minibatch of an epoch may be smaller.
+    Loss of a minibatch of a member: mean(-min(r A, clip(r, 1 - c, 1 + c) A)) + value_coef mean((V - R)^2) - coef mean(H), A standardised over the
+    minibatch with the unbiased deviation + 1e-8 (not for a minibatch of one), H the Shannon entropy in nats. The gradient is scaled by
+    min(1, max_grad_norm/(norm + 1e-6)) and given to Adam. `order` [M, E, N] holds a permutation of the samples for each epoch; the last minibatch of
+    an epoch may be smaller.
     `learning_rate`, `clip`, `coef` are numbers or [M]. Members are spread over `threads`.
 
     Raises ValueError for a wrong shape, an index or action out of range, or an array to be updated that is not contiguous, writable and of the right type.
@@ -269,25 +174,20 @@ def ppo_update(
     if index.ndim != 3 or index.shape[2] < 1:
         raise ValueError(f"order: shape {list(index.shape)}, must be [M, E, N]")
     members, _, samples = index.shape
-    if batch_size < 1:
-        raise ValueError(f"batch_size: {batch_size}, must be at least 1")
-    if threads < 1:
-        raise ValueError(f"threads: {threads}, must be at least 1")
-    state = (params, adam.exp_avg, adam.exp_avg_sq)
-    for name, array in zip(("params", "exp_avg", "exp_avg_sq"), state, strict=True):
-        _check(name, array, (members, layout.size), np.float32)
-    _check("step", adam.step, (members,), np.int64)
+    for name, number in (("batch_size", batch_size), ("threads", threads)):
+        if number < 1:
+            raise ValueError(f"{name}: {number}, must be at least 1")
+    _check_state(layout, params, adam, members)
     data = _rollout(layout, rollout, members, samples)
-    for name, array, bound in (("order", index, samples), ("action", data.action, layout.actions)):
-        if array.size and (array.min() < 0 or array.max() >= bound):
-            raise ValueError(f"{name}: holds values from {array.min()} to {array.max()}, must lie in 0..{bound - 1}")
-    settings = (learning_rate, clip, coef, value_coef, max_grad_norm, normalize_advantage, layout.activation == "relu", *betas, eps)
+    _check_range("order", index, samples)
+    _check_range("action", data.action, layout.actions)
+    settings = (learning_rate, clip, coef, value_coef, max_grad_norm, normalize_advantage, layout.plan.relu, *betas, eps)
     hyper = np.stack([np.broadcast_to(np.asarray(value, np.float64), (members,)) for value in settings], axis=1)
-    stats, batch = np.zeros((members, 9)), min(batch_size, samples)
+    stats, batch, plan = np.zeros((members, kernels.SHARE + 1)), min(batch_size, samples), layout.plan
 
-    def work(range_: tuple[int, int]) -> None:
-        space = _space(layout, batch)
-        kernels.update(range_, layout.plan.table, layout.plan.split, space, *state, adam.step, data, index, batch, hyper, stats)
+    def work(share: tuple[int, int]) -> None:
+        buffers = space(layout, batch)
+        kernels.update(share, plan.table, plan.split, buffers, params, adam.exp_avg, adam.exp_avg_sq, adam.step, data, index, batch, hyper, stats)
 
     if threads == 1 or members == 1:
         work((0, members))
@@ -296,6 +196,17 @@ def ppo_update(
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(work, [(m, min(m + share, members)) for m in range(0, members, share)]))
     return Stats(*(stats[:, k] for k in (kernels.POLICY, kernels.VALUE, kernels.ENTROPY, kernels.KL, kernels.CLIPPED, kernels.NORM, kernels.SHARE)))
+
+
+def _check_range(name: str, array: NDArray[np.int64], bound: int) -> None:
+    if array.size and (array.min() < 0 or array.max() >= bound):
+        raise ValueError(f"{name}: holds values from {array.min()} to {array.max()}, must lie in 0..{bound - 1}")
+
+
+def _check_state(layout: Layout, params: Floats, adam: Adam, members: int) -> None:
+    for name, array in (("params", params), ("exp_avg", adam.exp_avg), ("exp_avg_sq", adam.exp_avg_sq)):
+        _check(name, array, (members, layout.size), np.float32)
+    _check("step", adam.step, (members,), np.int64)
 
 
 def _rollout(layout: Layout, rollout: Rollout, members: int, samples: int) -> kernels.Data:

@@ -1,5 +1,4 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
-# ruff: noqa: PLR0917
 """Compiled entry points of `fused`: the PPO update, the outputs and the sampled actions of small MLPs, one member after the other.
 
 Legend: M members, N samples of a member, E epochs, D observation width, A actions, B rows of a minibatch, C = CHUNK rows of a chunk.

@@ -1,5 +1,4 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
-# ruff: noqa: PLR0917
 """Compiled networks of `fused`: layers forward and backward, Adam, and the exponential, all on flat float32 arrays.
 
 A `table` describes the two networks of a member, one row a layer (the actor's first), columns as named below. Inside, widths are padded to multiples of 8
