@@ -1,6 +1,6 @@
 """The whole PPO update of small MLP policies in one compiled call, and the matching forward pass for rollouts.
 
-Legend: M members, N samples of a member, n environments of a member, E epochs, D observation width, A actions, P parameters of a member, T steps.
+Legend: M members, N samples of a member, n environments of a member, E epochs, D observation width, A actions, P parameters of a member.
 NumPy in, NumPy out; parameters and Adam's state are updated in place (`tensor.numpy()` shares memory with a tensor). The parameters of a member are one row:
 the actor's layers, then the critic's; of each layer the weight [inputs, outputs] (y = x W + b), then the bias. Hidden layers are tanh or relu, outputs linear.
 A member's result depends neither on the other members nor on the number of threads, bit for bit. NaN comes out where NaN went in.
