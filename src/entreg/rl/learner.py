@@ -42,8 +42,10 @@ class Rollout(NamedTuple):
 
     def take(self, order: Tensor) -> "Rollout":
         """The items `order [M, B]` of each member."""
-        member = torch.arange(len(order))[:, None]
-        return Rollout(*(None if part is None else part[member, order] for part in self))  # type: ignore[arg-type]
+        members, items = self.advantage.shape
+        rows = (order + torch.arange(members)[:, None] * items).flatten()
+        flat = (part if part is None else part.flatten(0, 1).index_select(0, rows).unflatten(0, order.shape) for part in self)
+        return Rollout(*flat)  # type: ignore[arg-type]
 
 
 class Learner:
@@ -143,18 +145,19 @@ class Learner:
         All losses and entropies are `(M, B)`; `outputs (M, B, K)` are the policy's, of whose gradient the bonus's share is measured once a
         rollout. Members outside the boolean `active [M]` stay as they are.
         """
-        loss, means = population.bonus(self.regularizers, entropy)
-        policy, value = policy_loss.mean(1), value_loss.mean(1)
-        task = policy.sum()
+        items = policy_loss.shape[1]
+        means = torch.stack([part.detach() for part in (policy_loss, value_loss, entropy)]).mean(2)
+        self._check(loss=means)
+        signed = population.observe(self.regularizers, means[2], items)
+        policy = policy_loss, torch.full_like(policy_loss, 1 / items)
+        value = value_loss, torch.full_like(value_loss, self.config.value_coef / items)
+        bonus = entropy, (signed / items).expand_as(entropy)
         if self.books.share is None:
-            self.books.share = population.gradient_shares(loss, task, outputs)
-        total = task + self.config.value_coef * value.sum() + loss
-        self.run.hurry()
-        self.run.check_finite(self.step, loss=total.detach())
-        self.network.parameters.backward(total)
+            self.books.share = population.gradient_shares(bonus, policy, outputs)
+        self.network.parameters.backward(policy, value, bonus)
         stacked.clip_grad_norm(self.network.parameters, self.config.max_grad_norm)
         self.optimizer.step(self.schedules["learning_rate"].value, active)
-        self.books.seen(policy.detach(), value.detach(), means)
+        self.books.seen(means)
 
     def advantage(self, rollout: Rollout) -> Tensor:
         """The advantages `(M, N)` of `rollout`, normalised member by member where the configuration says so; a single item stays as it is."""
