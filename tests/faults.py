@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -50,6 +51,14 @@ class FaultyDisk:
             return real(*args)
 
         return call
+
+
+@contextlib.contextmanager
+def memory_folder() -> Iterator[Path]:
+    """A folder for a moment, in memory where the system has such a place: thousands of small files wait for no disk that others use."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None, prefix="entreg-test-") as folder:
+        yield Path(folder)
 
 
 def python(module: str, *args: object) -> list[str]:

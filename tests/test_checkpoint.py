@@ -1,6 +1,5 @@
 """Checkpoints: one call of the disk fails, each in turn, and an older state always loads; what is damaged is passed over with a word."""
 
-import os
 import shutil
 
 import numpy as np
@@ -9,7 +8,13 @@ import torch
 
 from entreg import checkpoint, disk
 from entreg.checkpoint import Checkpoints, Damaged, Throttle, load_best, read_folder
-from tests.faults import ERRORS, FaultyDisk
+from tests.faults import ERRORS, FaultyDisk, memory_folder
+
+
+@pytest.fixture
+def tmp_path():
+    with memory_folder() as folder:
+        yield folder
 
 
 def state(step):
@@ -90,8 +95,7 @@ def calls_of_the_disk(folder):
 
 
 @pytest.mark.parametrize("dead", [False, True])
-def test_every_call_of_the_disk_fails_once_or_for_good(tmp_path, monkeypatch, dead):
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # two hundred runs follow; the calls that fail are those of entreg.disk
+def test_every_call_of_the_disk_fails_once_or_for_good(tmp_path, dead):
     count = calls_of_the_disk(tmp_path / "count")
     assert count > 80
     for n in range(count):

@@ -183,9 +183,9 @@ def test_tanh_normal_takes_numbers_broadcasts_and_refuses():
         with pytest.raises(ValueError, match="std"):
             TanhNormal(torch.zeros(2), **arguments)
     with pytest.raises(ValueError, match="loc"):
-        TanhNormal(torch.tensor([math.nan]), 1.0)
+        TanhNormal(torch.tensor([math.nan]), 1.0, validate_args=True)
     with pytest.raises(ValueError, match="support"):
-        TanhNormal(0.0, 1.0).log_prob(torch.tensor(1.5))
+        TanhNormal(0.0, 1.0, validate_args=True).log_prob(torch.tensor(1.5))
 
 
 def test_divergences_are_registered_where_they_are_exact():

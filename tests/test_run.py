@@ -34,10 +34,17 @@ def walk(tmp_path, steps=10, **changes):
         return toy.train(config, run)
 
 
+@pytest.fixture
+def tmp_path():
+    with faults.memory_folder() as folder:
+        yield folder
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole():
     """The folder of a walk that nothing disturbed."""
-    return walk(tmp_path_factory.mktemp("whole"), STEPS).folder
+    with faults.memory_folder() as folder:
+        yield walk(folder, STEPS).folder
 
 
 def assert_same(folder, whole):
@@ -279,7 +286,7 @@ def test_signals_are_handled_inside_only_and_in_the_main_thread(tmp_path):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
-@pytest.mark.parametrize("where", [("--pause", 0.002), ("--slow-disk", 0.02)], ids=["logging", "checkpointing"])
+@pytest.mark.parametrize("where", [("--pause", 0.002), ("--slow-disk", 0.01)], ids=["logging", "checkpointing"])
 def test_a_signal_saves_and_the_run_goes_on_later(tmp_path, whole, number, code, where):
     name = signal.Signals(number).name
     ended = faults.signal_when(faults.python("tests.toy", "--out", tmp_path, "--steps", STEPS, "--announce", 6, *where), "announced", number)
@@ -343,9 +350,8 @@ def dies_and_goes_on(out, faulty, whole):
 
 
 @pytest.fixture
-def short(tmp_path, monkeypatch):
+def short(tmp_path):
     """An undisturbed walk of four steps, and the number of its calls of the disk."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # hundreds of runs follow; the calls that fail are those of entreg.disk
     with FaultyDisk().installed() as counted:
         return walk(tmp_path / "short", 4).folder, len(counted.calls)
 

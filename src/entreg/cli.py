@@ -172,7 +172,7 @@ def _export(arguments: Any) -> int:
 def _report(arguments: Any) -> int:
     from entreg import report
 
-    print(report.write(_folder(arguments.run)))
+    print(report.write(_folder("latest") if arguments.run == "latest" else Path(arguments.run)))  # any folder with records will do
     return 0
 
 

@@ -100,7 +100,7 @@ class TanhNormal(Distribution):
     """
 
     arg_constraints = {"loc": constraints.real, "log_std": constraints.real}  # noqa: RUF012
-    support = constraints.interval(-1.0, 1.0)  # type: ignore[no-untyped-call]
+    support = constraints.interval(-1.0, 1.0)
     has_rsample = True
 
     def __init__(
@@ -110,7 +110,7 @@ class TanhNormal(Distribution):
             raise ValueError(f"std, log_std: {'neither' if std is None else 'both'} given; legal is exactly one")
         if std is not None:
             std = torch.as_tensor(std)
-            if _validates(validate_args) and not bool((std > 0.0).all()):
+            if validate_args is not False and not bool((std > 0.0).all()):
                 raise ValueError(f"std: smallest is {float(std.min())}; legal are positive numbers")
             log_std = std.log()
         assert log_std is not None
@@ -186,7 +186,7 @@ class MaskedCategorical(Categorical):
         if support is not None:
             logits = logits.masked_fill(~support, -math.inf)
         largest = logits.detach().amax(-1, keepdim=True)
-        if _validates(validate_args) and not bool((largest > -math.inf).all()):
+        if validate_args is not False and not bool((largest > -math.inf).all()):
             raise ValueError(f"support: {int((largest == -math.inf).sum())} rows have no class; legal is at least one finite logit inside the support")
         # without the offset torch's normalisation keeps its digits
         super().__init__(logits=logits - largest, validate_args=validate_args)
@@ -242,11 +242,6 @@ class Joint:
         return torch.stack([head.log_prob(value) for head, value in zip(self.heads, values, strict=True)]).sum(0)
 
 
-def _validates(validate_args: bool | None) -> bool:
-    """torch's global switch, unless told."""
-    return bool(Distribution._validate_args) if validate_args is None else validate_args
-
-
 def _full_precision(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
@@ -259,6 +254,6 @@ def _kl_masked_categorical(p: Categorical, q: Categorical) -> Tensor:
     return categorical_kl(p.logits, q.logits)
 
 
-register_kl(TanhNormal, TanhNormal)(_kl_tanh_normal)  # type: ignore[no-untyped-call]
+register_kl(TanhNormal, TanhNormal)(_kl_tanh_normal)
 for _p, _q in ((MaskedCategorical, MaskedCategorical), (MaskedCategorical, Categorical), (Categorical, MaskedCategorical)):
-    register_kl(_p, _q)(_kl_masked_categorical)  # type: ignore[no-untyped-call]
+    register_kl(_p, _q)(_kl_masked_categorical)

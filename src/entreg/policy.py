@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -105,14 +106,26 @@ def export(folder: Path, *, output: Path | None = None, member: int | None = Non
     architecture = policy.network.architecture
     shape = (2, *architecture.observation)
     example = torch.randint(0, 256, shape, dtype=torch.uint8) if architecture.image else torch.randn(shape)
-    module = Exported(policy).eval()
-    torch.onnx.export(
-        module, (example,), target, input_names=["observation"], output_names=["outputs", "action"], dynamo=True, external_data=False, verbose=False,
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporter uses what torch deprecates; the result is checked below
+        _write(Exported(policy).eval(), example, target)
     batch = torch.cat([example, example, example])[:5]
     outputs, action = onnxruntime.InferenceSession(str(target)).run(None, {"observation": batch.numpy()})
-    difference = float(np.abs(outputs - module(batch)[0].detach().numpy()).max())
+    difference = float(np.abs(outputs - Exported(policy)(batch)[0].detach().numpy()).max())
     if difference > 1e-4 * max(1.0, float(np.abs(outputs).max())) or len(action) != len(batch):
         raise ValueError(f"the exported graph differs from the policy by {difference:.2g}")
     return f"{target}: observation {list(architecture.observation)} to outputs and action, checked with onnxruntime (largest difference {difference:.1g})"
+
+
+def _write(module: nn.Module, example: Tensor, target: Path) -> None:
+    torch.onnx.export(
+        module,
+        (example,),
+        target,
+        input_names=["observation"],
+        output_names=["outputs", "action"],
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+    )

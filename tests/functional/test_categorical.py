@@ -19,6 +19,7 @@ from entreg.functional import (
     clamped_entropy,
     min_entropy,
     renyi,
+    renyi_divergence,
     top_p_entropy,
     tsallis,
 )
@@ -145,6 +146,14 @@ def test_renyi_adds_over_independent_parts_and_tsallis_has_its_cross_term(family
     a, b = categorical_entropy(first, family), categorical_entropy(second, family)
     cross = (1 - family.order) * a * b if family.name == "tsallis" else 0
     torch.testing.assert_close(joint, a + b + cross)
+
+
+@pytest.mark.parametrize(("order", "limit"), [(1e-300, 0), (1e-45, 0), (1e39, math.inf), (1e300, math.inf)])
+def test_orders_that_float32_cannot_hold_are_their_limits(order, limit):
+    logits = torch.tensor([[1.0, 0.0, -math.inf], [0.0, 0.0, 0.0]])
+    assert torch.equal(categorical_entropy(logits, renyi(order)), categorical_entropy(logits, renyi(limit)))
+    other = torch.tensor([0.0, 1.0, 2.0])
+    assert torch.equal(renyi_divergence(logits, other, order), renyi_divergence(logits, other, limit))
 
 
 shapes = st.tuples(st.lists(st.integers(1, 3), max_size=3), st.integers(1, 9)).map(lambda pair: (*pair[0], pair[1]))

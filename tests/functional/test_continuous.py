@@ -10,6 +10,7 @@ import torch
 from scipy.integrate import quad
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
+from entreg import reference
 from entreg.functional import (
     SHANNON,
     gaussian_entropy,
@@ -104,6 +105,13 @@ def test_orders_close_to_one_are_continuous(offset):
         assert (squashed(1 + offset, torch.float32).double() - exact(1)).abs().max() < 3e-6 + 100 * abs(offset)
 
 
+@pytest.mark.parametrize("family", [SHANNON, renyi(0.5), renyi(2), tsallis(1.5)], ids=label)
+def test_the_public_numpy_reference_agrees(family):
+    mean, log_std = MEAN[::5], LOG_STD[::5]
+    truth = reference.squashed_gaussian_entropy(mean[:, None].numpy(), log_std[:, None].numpy(), family.name, family.order)
+    torch.testing.assert_close(tanh_gaussian_entropy(mean[:, None], log_std[:, None], family), torch.from_numpy(truth), rtol=1e-6, atol=2e-6)
+
+
 def test_min_entropy_is_the_smallest_of_minus_log_density():
     u = torch.linspace(-130, 130, 260_001, dtype=torch.float64)
     for mean, log_std in zip(MEAN[::4], LOG_STD[::4], strict=True):
@@ -113,6 +121,16 @@ def test_min_entropy_is_the_smallest_of_minus_log_density():
         near = torch.linspace(-1, 1, 2001, dtype=torch.float64) * 2e-3 + u[surprise.argmin()]
         assert abs(value - (-Normal(mean, log_std.exp()).log_prob(near) + tanh_log_det(near)).min()) < 1e-6
     assert (squashed(math.inf, torch.float32) - squashed(math.inf, torch.float64)).abs().max() < 3e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_min_entropy_where_one_mode_becomes_two(dtype):
+    std = torch.tensor([0.6, math.sqrt(0.5) - 1e-5, math.sqrt(0.5), math.sqrt(0.5) + 1e-5, 0.72, 1.0], dtype=dtype)
+    mean = torch.zeros_like(std).requires_grad_()
+    value = tanh_gaussian_entropy(mean[:, None], std.log()[:, None], min_entropy)
+    u = torch.linspace(0, 3, 30_001, dtype=torch.float64)[:, None]
+    torch.testing.assert_close(value.detach().double(), (-Normal(0, std.double()).log_prob(u) + tanh_log_det(u)).amin(0), rtol=0, atol=1e-6)
+    assert (torch.autograd.grad(value.sum(), mean)[0] == 0).all()  # two modes pull it apart equally
 
 
 def test_renyi_entropy_decreases_in_the_order():

@@ -122,17 +122,21 @@ def test_two_ranks_equal_the_whole_batch():
     mask = torch.tensor([True] * 3 + [False] * 5)  # rank 0 has three items, rank 1 all of its four
     ranks = [(slice(0, 4), mask[:4]), (slice(4, 8), torch.ones(4, dtype=torch.bool))]
     whole_mask = torch.cat([m for _, m in ranks])
-    whole, parts = RunningMarginal(0.7), [RunningMarginal(0.7, all_reduce=lambda _: sums) for _ in ranks]
+    whole, sent = RunningMarginal(0.7), []
+    parts = [RunningMarginal(0.7, all_reduce=lambda local: (sent.append(local), sums)[1]) for _ in ranks]
     for batch in batches:
         truth = whole(batch, whole_mask)
         truth_grad = torch.autograd.grad(truth.entropy(), batch)[0]
         sums = sum(torch.cat([(batch[part].softmax(-1) * m[:, None]).sum(0), m.sum()[None].double()]).detach() for part, m in ranks)
+        sent.clear()
         grad = torch.zeros_like(batch)
         for running, (part, m) in zip(parts, ranks, strict=True):
             result = running(batch[part], m)
             torch.testing.assert_close(result.log_probs, truth.log_probs)
             grad += torch.autograd.grad(result.entropy(), batch)[0]
         torch.testing.assert_close(grad, truth_grad)
+        torch.testing.assert_close(sent[0] + sent[1], sums)
+        assert not any(local.requires_grad for local in sent)
 
 
 def test_a_rank_may_be_empty_but_not_all_of_them():

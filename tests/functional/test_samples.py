@@ -170,6 +170,7 @@ def test_knn_near_order_one_is_shannons_with_log_n():
     limit = knn_entropy(x, 3) - digamma(30) + math.log(29)
     for offset in (1e-3, 1.01e-4, 0.99e-4, 1e-6, 1e-10, -1e-6):
         assert abs(knn_entropy(x, 3, renyi(1 + offset)) - limit) < 1e-8 + 3 * abs(offset)
+    assert abs(knn_entropy(x, 3, renyi(1 + 1.001e-4)) - knn_entropy(x, 3, renyi(1 + 0.999e-4))) < 1e-6  # where C_k changes its form
 
 
 def test_knn_keeps_the_digits_of_points_far_from_the_origin():
