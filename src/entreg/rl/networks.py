@@ -80,6 +80,7 @@ class ActorCritic:
     def __init__(self, architecture: Architecture, generators: Sequence[torch.Generator], *, log_std: float = 0.0) -> None:
         self.architecture = architecture
         self.parameters = stacked.FlatParameters(len(generators), shapes(architecture))
+        self.shortcut: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
         layers = range(len(architecture.hidden) + 1)
         self._layers = {
             tower: [[self.parameters[f"{tower}.{layer}.{part}"] for layer in layers] for part in ("weight", "bias")] for tower in ("actor", "critic")
@@ -91,6 +92,8 @@ class ActorCritic:
 
     def actor(self, observation: Tensor) -> Tensor:
         """Policy outputs (logits, or means and log standard deviations), `(M, N, *observation) -> (M, N, K)`."""
+        if self.shortcut is not None and not torch.is_grad_enabled():
+            return self.shortcut(observation)[0]
         return self.head(self._tower("actor", self.features(observation)))
 
     def critic(self, observation: Tensor) -> Tensor:
@@ -98,7 +101,9 @@ class ActorCritic:
         return self._tower("critic", self.features(observation))[..., 0]
 
     def both(self, observation: Tensor) -> tuple[Tensor, Tensor]:
-        """`actor` and `critic` with the convolutions of images run once."""
+        """`actor` and `critic` with the convolutions of images run once; without gradients by the shortcut, where there is one."""
+        if self.shortcut is not None and not torch.is_grad_enabled():
+            return self.shortcut(observation)
         features = self.features(observation)
         return self.head(self._tower("actor", features)), self._tower("critic", features)[..., 0]
 
@@ -121,7 +126,7 @@ class ActorCritic:
     def _tower(self, tower: str, x: Tensor) -> Tensor:
         weights, biases = self._layers[tower]
         name = self.architecture.activation
-        if name == "tanh" or name == "relu":
+        if name in ("tanh", "relu"):
             return stacked.mlp(x, weights, biases, name)
         for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             x = stacked.linear(x if layer == 0 else _ACTIVATIONS[name](x), weight, bias)
