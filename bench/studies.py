@@ -55,14 +55,14 @@ STUDIES = {
         475.0,
     ),
     "acrobot": Study(
-        {"ppo": Arm("ppo-acrobot", {"seeds": 5, "coef": ("0", "linear(0.01, 0)"), "steps": 300_000, "eval_episodes": 50})},
+        {"ppo": Arm("ppo-acrobot", {"seeds": 5, "coef": ("0", "linear(0.01, 0)"), "steps": 300_000, "eval_episodes": 200})},
         "stable-baselines3 zoo: -73.5 at 1M steps",
         -100.0,
     ),
     "pendulum": Study(
         {
-            "gaussian": Arm("ppo-pendulum", {"seeds": 5, "coef": ("0", "linear(0.01, 0)"), "eval_episodes": 50}),
-            "squashed": Arm("ppo-pendulum-squashed", {"seeds": 5, "coef": ("0", "linear(0.01, 0)"), "eval_episodes": 50}),
+            "gaussian": Arm("ppo-pendulum", {"seeds": 10, "coef": ("0", "linear(0.01, 0)"), "eval_episodes": 300}),
+            "squashed": Arm("ppo-pendulum-squashed", {"seeds": 10, "coef": ("0", "linear(0.01, 0)"), "eval_episodes": 300}),
         },
         "stable-baselines3 zoo: -172 at 100k steps",
     ),
@@ -77,12 +77,18 @@ STUDIES = {
         0.9,
     ),
     "a2c": Study(
-        {"a2c": Arm("a2c-cartpole", {"seeds": 8, "coef": ("0", "linear(0.01, 0)", "linear(0.1, 0)"), "eval_episodes": 30})},
+        {
+            "CartPole": Arm("a2c-cartpole", {"seeds": 8, "coef": ("0", "linear(0.01, 0)", "linear(0.1, 0)"), "eval_episodes": 30}),
+            "FrozenLake": Arm("a2c-frozenlake", {"seeds": 16, "coef": ("0", "linear(0.01, 0)", "linear(0.03, 0)", "linear(0.1, 0)"), "eval_episodes": 1}),
+        },
         "stable-baselines3 zoo: 500 at 500k steps",
         475.0,
     ),
     "reinforce": Study(
-        {"reinforce": Arm("reinforce-cartpole", {"seeds": 8, "coef": ("0", "linear(0.01, 0)", "linear(0.1, 0)"), "eval_episodes": 30})},
+        {
+            "CartPole": Arm("reinforce-cartpole", {"seeds": 8, "coef": ("0", "linear(0.01, 0)", "linear(0.1, 0)"), "eval_episodes": 30}),
+            "FrozenLake": Arm("reinforce-frozenlake", {"seeds": 16, "coef": ("0", "linear(0.01, 0)", "linear(0.03, 0)", "linear(0.1, 0)"), "eval_episodes": 1}),
+        },
         "none",
         475.0,
     ),
