@@ -34,58 +34,36 @@ EXAMPLES = HERE.parent / "examples"
 
 
 class Arm(NamedTuple):
-    """One population: a settings file of `examples/` and what is changed in it."""
+    """One population: a settings file of `examples/` and what is changed in it; `threshold` is the mean return of 100 episodes whose first step is told."""
 
     example: str
-    changes: Mapping[str, Any]
-
-
-class Study(NamedTuple):
-    """Arms by name; `threshold` is the mean return of 100 episodes whose first step is reported."""
-
-    arms: Mapping[str, Arm]
-    published: str
+    seeds: int
+    coefs: tuple[str, ...]
+    eval_episodes: int
     threshold: float | None = None
+    published: str = "none"
+    changes: Mapping[str, Any] = {}
 
 
-STUDIES = {
-    "cartpole": Study(
-        {"ppo": Arm("ppo-cartpole", {"seeds": 20, "coef": ("0", "linear(0.01, 0)"), "eval_episodes": 30})},
-        "stable-baselines3 zoo: 500 at 100k steps",
-        475.0,
-    ),
-    "acrobot": Study(
-        {"ppo": Arm("ppo-acrobot", {"seeds": 5, "coef": ("0", "linear(0.01, 0)"), "steps": 300_000, "eval_episodes": 50})},
-        "stable-baselines3 zoo: -73.5 at 1M steps",
-        -100.0,
-    ),
-    "pendulum": Study(
-        {
-            "gaussian": Arm("ppo-pendulum", {"seeds": 5, "coef": ("0", "linear(0.01, 0)"), "eval_episodes": 50}),
-            "squashed": Arm("ppo-pendulum-squashed", {"seeds": 5, "coef": ("0", "linear(0.01, 0)"), "eval_episodes": 50}),
-        },
-        "stable-baselines3 zoo: -172 at 100k steps",
-    ),
-    "minigrid": Study(
-        {"ppo": Arm("ppo-minigrid-doorkey", {"seeds": 5, "coef": ("0", "linear(0.01, 0)"), "eval_episodes": 50})},
-        "stable-baselines3 zoo: 0.964 at 100k steps",
-        0.9,
-    ),
-    "frozenlake": Study(
-        {"ppo": Arm("ppo-frozenlake", {"seeds": 32, "coef": ("0", "linear(1, 0)", "0.1"), "eval_episodes": 1})},
-        "none",
-        0.9,
-    ),
-    "a2c": Study(
-        {"a2c": Arm("a2c-cartpole", {"seeds": 8, "coef": ("0", "linear(0.01, 0)", "linear(0.1, 0)"), "eval_episodes": 30})},
-        "stable-baselines3 zoo: 500 at 500k steps",
-        475.0,
-    ),
-    "reinforce": Study(
-        {"reinforce": Arm("reinforce-cartpole", {"seeds": 8, "coef": ("0", "linear(0.01, 0)", "linear(0.1, 0)"), "eval_episodes": 30})},
-        "none",
-        475.0,
-    ),
+PAIR = ("0", "linear(0.01, 0)")
+ZOO = "stable-baselines3 zoo: "
+STUDIES: Mapping[str, Mapping[str, Arm]] = {
+    "cartpole": {"PPO": Arm("ppo-cartpole", 20, PAIR, 30, 475.0, ZOO + "500 at 100k steps")},
+    "acrobot": {"PPO": Arm("ppo-acrobot", 5, PAIR, 200, -100.0, ZOO + "-73.5 at 1M steps", {"steps": 300_000})},
+    "pendulum": {
+        "PPO, Gaussian": Arm("ppo-pendulum", 10, PAIR, 300, None, ZOO + "-172 at 100k steps"),
+        "PPO, squashed": Arm("ppo-pendulum-squashed", 10, PAIR, 300),
+    },
+    "minigrid": {"PPO": Arm("ppo-minigrid-doorkey", 5, PAIR, 50, 0.9, ZOO + "0.964 at 100k steps")},
+    "frozenlake": {"PPO": Arm("ppo-frozenlake", 32, ("0", "linear(1, 0)", "0.1"), 1, 0.9)},
+    "a2c": {
+        "CartPole": Arm("a2c-cartpole", 8, (*PAIR, "linear(0.1, 0)"), 30, 475.0, ZOO + "500 at 500k steps"),
+        "FrozenLake": Arm("a2c-frozenlake", 16, (*PAIR, "linear(0.03, 0)", "linear(0.1, 0)"), 1, 0.9),
+    },
+    "reinforce": {
+        "CartPole": Arm("reinforce-cartpole", 8, (*PAIR, "linear(0.1, 0)"), 30, 475.0),
+        "FrozenLake": Arm("reinforce-frozenlake", 16, (*PAIR, "linear(0.03, 0)", "linear(0.1, 0)"), 1, 0.9),
+    },
 }
 
 
@@ -93,7 +71,8 @@ def settings(arm: Arm, quick: bool) -> tuple[str, Any]:
     """The recipe's name and the Config of an arm."""
     page = json.loads((EXAMPLES / f"{arm.example}.json").read_text(encoding="utf-8"))
     recipe = str(page["recipe"])
-    config = replace(flags.build(importlib.import_module(f"entreg.recipes.{recipe}").Config, page["config"]), video=False, **arm.changes)
+    config = flags.build(importlib.import_module(f"entreg.recipes.{recipe}").Config, page["config"])
+    config = replace(config, video=False, seeds=arm.seeds, coef=arm.coefs, eval_episodes=arm.eval_episodes, **arm.changes)
     return recipe, replace(config, steps=config.steps // 20, seeds=2, eval_episodes=2) if quick else config
 
 
@@ -137,41 +116,41 @@ def first_step(curve: Sequence[tuple[int, float]], threshold: float) -> int | No
 
 def run(name: str, quick: bool) -> list[dict[str, Any]]:
     """All rows of a study."""
-    study, rows = STUDIES[name], []
-    for label, arm in study.arms.items():
+    rows = []
+    for label, arm in STUDIES[name].items():
         recipe, config = settings(arm, quick)
         for row in train(recipe, config):
             curve = row.pop("curve")
-            row["reached"] = None if study.threshold is None else first_step(curve, study.threshold)
+            row["reached"] = None if arm.threshold is None else first_step(curve, arm.threshold)
             rows.append({"study": name, "arm": label, "recipe": recipe, "env": config.env, **row})
     return rows
 
 
 def table(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """The study as a markdown table."""
-    threshold = STUDIES[name].threshold
-    head = ["arm", "coef", "seeds", "evaluation", "difference to 0", "last 100 episodes", "mean entropy"]
-    if threshold is not None:
-        head.append(f"first step at {threshold:g}")
-    lines = [f"{name} (published: {STUDIES[name].published})", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for arm, coef in dict.fromkeys((row["arm"], row["coef"]) for row in rows):
-        mine = _of(rows, arm, coef)
-        zero = _of(rows, arm, "0")
-        same = coef == "0" or not zero
+    head = ["", "coef", "seeds", "evaluation", "difference to coef 0", "last 100 episodes", "mean entropy", "first step there"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for label, coef in dict.fromkeys((row["arm"], row["coef"]) for row in rows):
+        mine, zero = _of(rows, label, coef), _of(rows, label, "0")
         cells = [
-            arm,
-            coef,
+            label,
+            f"`{coef}`",
             str(len(mine)),
             interval(mean_interval(_column(mine, "eval_return"))),
-            "" if same else interval(paired_difference(_column(mine, "eval_return"), _column(zero, "eval_return"))),
+            "" if coef == "0" else interval(paired_difference(_column(mine, "eval_return"), _column(zero, "eval_return"))),
             interval(mean_interval(_column(mine, "return"))),
             f"{np.mean(_column(mine, 'entropy_mean')):.3g}",
+            _reached(mine, STUDIES[name][label].threshold),
         ]
-        if threshold is not None:
-            steps = [row["reached"] for row in mine if row["reached"] is not None]
-            cells.append(f"{len(steps)} of {len(mine)}" + (f", median {int(np.median(steps))}, last {max(steps)}" if steps else ""))
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *(f"{label}: published {arm.published}" for label, arm in STUDIES[name].items())])
+
+
+def _reached(rows: Sequence[Mapping[str, Any]], threshold: float | None) -> str:
+    if threshold is None:
+        return ""
+    steps = [row["reached"] for row in rows if row["reached"] is not None]
+    return f"{threshold:g}: {len(steps)} of {len(rows)}" + (f", median {int(np.median(steps))}, last {max(steps)}" if steps else "")
 
 
 def _of(rows: Sequence[Mapping[str, Any]], arm: str, coef: str) -> list[Mapping[str, Any]]:
