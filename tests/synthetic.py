@@ -27,7 +27,10 @@ def config_of(coefs: Sequence[str], seeds: int, *, families: Sequence[str] = ("s
         "task": "CartPole-v1",
         "config": {"env": "CartPole-v1", "coef": list(coefs), "family": list(families), "seeds": seeds, "steps": steps, "hidden": [64, 64], "env_kwargs": {}},
         "run": {"seed": 0, "threads": 1, "out": "runs", "eval_every": 10_000},
-        "members": [{"member": index, "coef": coef, "family": family, "seed": seed} for index, (coef, family, seed) in enumerate(settings)],
+        "members": [
+            {"member": index, "coef": coef, "family": family, "seed": seed, "controller": f"resolved {coef}"}
+            for index, (coef, family, seed) in enumerate(settings)
+        ],
         "command": "entreg train ppo --env CartPole-v1 " + " ".join(f"--coef '{coef}'" for coef in coefs) + f" --seeds {seeds} --eval-every 10000",
         "versions": {"entreg": "0.1.0", "python": "3.12.3", "torch": "2.13.0", "numpy": "2.4.0", "gymnasium": "1.4.0", "cores": 2, "platform": "Linux-x86_64"},
         "created": "2025-11-20T14:03:11+01:00",

@@ -385,6 +385,12 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_half_a_character_is_no_reason_to_fail(tmp_path):
+    """JSON may hold lone surrogates, UTF-8 may not."""
+    folder = write_run(tmp_path, '{"recipe": "\\ud800"}', [{"step": 1, "loss": 1.0}])
+    assert "<h1>?</h1>" in report.write(folder).read_text(encoding="utf-8")
+
+
 def test_a_report_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     folder = write_run(tmp_path, None, [{"step": 1, "loss": 1.0}])
     (folder / "report.html").write_text("the old one")

@@ -18,7 +18,7 @@ def test_parameters_view_the_flat_buffer_and_gradients_are_gathered_in_the_same_
     parameters = _parameters(2)
     assert torch.equal(parameters["weight"].detach().flatten(1), parameters.data[:, :12])
     loss = (parameters["bias"] * torch.arange(8.0).view(2, 4)).sum()
-    parameters.backward(loss)
+    parameters.backward((loss, torch.tensor(1.0)))
     assert torch.equal(parameters.grad[:, 12:], torch.arange(8.0).view(2, 4))
     assert torch.equal(parameters.grad[:, :12], torch.zeros(2, 12))
     with torch.no_grad():

@@ -117,7 +117,7 @@ class EntropyRegularizer:
         window, event = self._window(), None
         if window.is_cuda:
             window = window.to("cpu", non_blocking=True)  # into pinned memory: nothing waits here
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event = torch.cuda.Event()
             event.record()
         if self._late is not None:
             previous, copied = self._late

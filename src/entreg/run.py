@@ -34,6 +34,7 @@ from entreg.state import State, require_safetensors
 __all__ = ["NonFinite", "Run", "RunSettings", "Summary", "closing", "exit_status", "find_run", "read_config"]
 ROOM = 64 * 2**20  # bytes a run may need beside its checkpoints (records, report)
 KEPT = ("seed", "deterministic", "threads", "eval_every")  # what a resumed run takes from its config.json: they shape the trajectory
+PATIENCE = 7.0  # seconds that a phase may take to its end after a signal; leaves three to save and exit
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Run:
         self._state: State | None = None
         self._handlers: dict[int, Any] = {}
         self._process = os.getpid()
+        self._signalled: float | None = None
 
     @classmethod
     def open(cls, recipe: str, task: str, config: Any, settings: RunSettings = RunSettings(), *, command: str | None = None, **how: Any) -> Run:
@@ -226,6 +228,15 @@ class Run:
             self._stopped = "max_time"
         return self._stopped
 
+    def hurry(self) -> None:
+        """Called inside long phases: raise `SystemExit` (130, 143) when a signal came PATIENCE seconds ago and the phase has not ended since.
+
+        What the run did after its newest checkpoint is then done again by the resumed one.
+        """
+        if self._signalled is not None and time.monotonic() - self._signalled >= PATIENCE:
+            warn(f"stopped in the middle of a phase; --resume {self.folder} goes on from the newest checkpoint")
+            raise SystemExit(130 if self._stopped == "SIGINT" else 143)
+
     def check_finite(self, step: int, **tensors: Any) -> None:
         """Stop the run when a tensor, array or number holds a NaN or an infinity: one pass over each.
 
@@ -298,6 +309,6 @@ class Run:
         if number == signal.SIGINT and self._stopped in ("SIGINT", "SIGTERM"):
             self._progress.abandon()
             os._exit(130)
-        self._stopped = signal.Signals(number).name
+        self._stopped, self._signalled = signal.Signals(number).name, time.monotonic()
         if not self.settings.quiet:
             os.write(2, b"entreg: stopping and saving; Ctrl-C quits at once\n")  # print may not be called again inside itself

@@ -9,8 +9,9 @@ such buffer. Clipping and the optimizer therefore cost a handful of operations w
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -40,10 +41,13 @@ class FlatParameters:
     def __getitem__(self, name: str) -> Tensor:
         return self._views[name]
 
-    def backward(self, loss: Tensor) -> None:
-        """Replace `grad` by the gradient of a scalar; a parameter that the loss does not depend on gets 0."""
-        leaves = list(self._views.values())
-        grads = torch.autograd.grad(loss, leaves, materialize_grads=True)
+    def backward(self, *weighted: tuple[Tensor, Tensor]) -> None:
+        """Replace `grad` by the gradient of the sum of all `loss * weight`, pairs of one shape; a parameter that no loss depends on gets 0.
+
+        Weights instead of means and sums of losses spare autograd some fifteen operations: .1 ms of a step of .9 on one small network.
+        """
+        losses, weights = zip(*weighted, strict=True)
+        grads = torch.autograd.grad(losses, list(self._views.values()), weights, materialize_grads=True)
         torch.cat([grad.flatten(1) for grad in grads], dim=1, out=self.grad)
 
     def member(self, index: int) -> dict[str, Tensor]:
@@ -85,8 +89,7 @@ class StackedAdam:
         scale2 = [math.sqrt(1 - beta2**t) for t in count]
         rate = [lr / (1 - beta1**t) for t in count]
         if len(set(count)) == 1:
-            denominator = second.sqrt().div_(scale2[0]).add_(self.eps)
-            data.addcdiv_(first, denominator, value=-rate[0])
+            data.addcdiv_(first, second.sqrt().add_(self.eps * scale2[0]), value=-rate[0] * scale2[0])
         else:
             denominator = second.sqrt().div_(data.new_tensor(scale2)[:, None]).add_(self.eps)
             data.sub_(first / denominator * data.new_tensor(rate)[:, None])
@@ -111,6 +114,69 @@ def clip_grad_norm(parameters: FlatParameters, max_norm: float) -> Float[Tensor,
 def linear(x: Float[Tensor, "M N I"], weight: Float[Tensor, "M I O"], bias: Float[Tensor, "M O"]) -> Float[Tensor, "M N O"]:
     """Each member's affine map of its own items, `(M, N, I) -> (M, N, O)`."""
     return torch.baddbmm(bias[:, None], x, weight)
+
+
+def mlp(x: Float[Tensor, "M N I"], weights: Sequence[Tensor], biases: Sequence[Tensor], activation: Literal["tanh", "relu"]) -> Float[Tensor, "M N O"]:
+    """Each member's network of affine layers with `activation` between them, `(M, N, I) -> (M, N, O)`; gradients are of first order only.
+
+    The same as `linear` and the activation in turn, in half the time on [1, 256] items of two layers of 64: activations are applied in place,
+    tanh is NumPy's (6 us on [256, 64] where torch's takes 42), and autograd sees one operation.
+
+    >>> x, weight, bias = torch.ones(1, 1, 2), torch.ones(1, 2, 2), torch.zeros(1, 2)
+    >>> mlp(x, [weight, weight], [bias, bias], "tanh")
+    tensor([[[1.9281, 1.9281]]])
+    """
+    parameters = [part for layer in zip(weights, biases, strict=True) for part in layer]
+    if torch.compiler.is_compiling():  # a tracer does not see NumPy's writes
+        for layer in range(len(weights)):
+            x = linear(x if layer == 0 else torch.tanh(x) if activation == "tanh" else torch.relu(x), weights[layer], biases[layer])
+        return x
+    if torch.is_grad_enabled():
+        result: Tensor = _MLP.apply(x, activation, *parameters)  # type: ignore[no-untyped-call]
+        return result
+    return _layers(x, activation, parameters)[-1]
+
+
+def _layers(x: Tensor, activation: str, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """What every layer reads, and the outputs."""
+    seen = [x]
+    for layer in range(0, len(parameters), 2):
+        if layer and activation == "tanh" and x.device.type == "cpu":
+            array = x.numpy()
+            np.tanh(array, out=array)
+        elif layer:
+            x = x.tanh_() if activation == "tanh" else x.relu_()
+        x = linear(x, parameters[layer], parameters[layer + 1])
+        seen.append(x)
+    return seen
+
+
+class _MLP(torch.autograd.Function):
+    """`mlp` with its backward written out: weight and bias gradients of a layer, then the gradient of what it read."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, activation: str, *parameters: Tensor) -> Tensor:
+        *seen, outputs = _layers(x, activation, parameters)
+        ctx.activation = activation
+        ctx.save_for_backward(*seen, *parameters[::2])
+        return outputs
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        layers = len(ctx.saved_tensors) // 2
+        seen, weights = ctx.saved_tensors[:layers], ctx.saved_tensors[layers:]
+        result: list[Tensor | None] = []
+        for layer in range(layers - 1, -1, -1):
+            read = seen[layer]
+            result.append(grad.sum(1))
+            # with the few outputs of a head first: 5 us instead of 22 on [256, 64] and two outputs
+            result.append(torch.bmm(grad.mT, read).mT if layer == layers - 1 else torch.bmm(read.mT, grad))
+            if layer:
+                grad = torch.bmm(grad, weights[layer].mT)
+                grad = grad.addcmul_(grad * read, read, value=-1) if ctx.activation == "tanh" else grad.mul_(read > 0)
+        of_x = torch.bmm(grad, weights[0].mT) if ctx.needs_input_grad[0] else None
+        return (of_x, None, *reversed(result))
 
 
 def conv2d(x: Float[Tensor, "M N C H W"], weight: Float[Tensor, "M O C K K"], bias: Float[Tensor, "M O"], stride: int) -> Tensor:

@@ -4,6 +4,7 @@ Source: Schulman et al. 2017 (arXiv:1707.06347); generalised advantage estimates
 Shapes: M members, N items of a rollout, B of a minibatch, E epochs.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -44,23 +45,32 @@ def train(config: Config, run: Run | None = None) -> Summary:
 
 def update(learner: Learner, config: Config, rollout: Rollout, clip: float) -> None:
     """Several epochs of clipped gradient steps on one rollout."""
-    members, items = rollout.advantage.shape
-    active = torch.ones(members, dtype=torch.bool)
+    active = torch.ones(len(rollout.advantage), dtype=torch.bool)
+    for batch in minibatches(learner, config, rollout):
+        outputs, value = learner.network.both(batch.observation)
+        log_prob, entropy = learner.families.stats(learner.head, outputs, batch.action, batch.mask)
+        policy_loss = functional.ppo_clip(log_prob, batch.log_prob, batch.advantage, clip)
+        if config.kl_coef or config.target_kl is not None:
+            kl = learner.head.kl(batch.outputs, outputs, batch.mask)
+            policy_loss = policy_loss + config.kl_coef * kl
+            if config.target_kl is not None:
+                active &= kl.detach().mean(1) <= 1.5 * config.target_kl
+                if not active.any():
+                    return
+        learner.gradient_step(outputs, policy_loss, (value - batch.returns).square(), entropy, active)
+
+
+def minibatches(learner: Learner, config: Config, rollout: Rollout) -> Iterator[Rollout]:
+    """The minibatches of all epochs, with advantages as the loss takes them."""
+    items = rollout.advantage.shape[1]
+    whole = rollout._replace(advantage=learner.advantage(rollout))
     for order in torch.from_numpy(learner.streams.orders(config.epochs, items)).unbind(1):
-        for start in range(0, items, config.batch_size):
-            # one minibatch that holds everything needs no order
-            batch = rollout if config.batch_size >= items else rollout.take(order[:, start : start + config.batch_size])
-            outputs, value = learner.network.both(batch.observation)
-            log_prob, entropy = learner.families.stats(learner.head, outputs, batch.action, batch.mask)
-            policy_loss = functional.ppo_clip(log_prob, batch.log_prob, learner.advantage(batch), clip)
-            if config.kl_coef or config.target_kl is not None:
-                kl = learner.head.kl(batch.outputs, outputs, batch.mask)
-                policy_loss = policy_loss + config.kl_coef * kl
-                if config.target_kl is not None:
-                    active &= kl.detach().mean(1) <= 1.5 * config.target_kl
-                    if not active.any():
-                        return
-            learner.gradient_step(outputs, policy_loss, (value - batch.returns).square(), entropy, active)
+        if config.batch_size >= items:  # one minibatch that holds everything needs no order
+            yield whole
+            continue
+        for part in order.split(config.batch_size, dim=1):
+            batch = rollout.take(part)
+            yield batch._replace(advantage=learner.advantage(batch))
 
 
 def check(config: Config) -> None:

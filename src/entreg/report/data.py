@@ -20,6 +20,7 @@ from entreg.record import Record, read_records
 Array = NDArray[np.float64]
 Series = dict[int, tuple[Array, Array]]  # member -> steps, values; finite, ordered by step
 NOT_METRICS = frozenset({"step", "member", "time"})
+NOT_SETTINGS = frozenset({"member", "seed", "controller"})  # the controller is the coefficient's text, resolved
 HUGE = 1e250  # beyond it sums overflow: as good as infinite
 MAXIMUM = "entropy/maximum"  # derived, nats: entropy over its fraction of the maximum
 
@@ -175,9 +176,7 @@ def _groups(present: Sequence[int], listed: Mapping[int, Mapping[str, Any]]) -> 
     sorted_in: dict[tuple[tuple[str, str], ...], list[int]] = {}
     for member in sorted(present, key=lambda one: (one not in listed, one)):
         facts = listed.get(member, {})
-        settings = tuple(
-            (str(name), text(value)) for name, value in facts.items() if name not in ("member", "seed", "controller")
-        )  # the last is coef, resolved
+        settings = tuple((str(name), text(value)) for name, value in facts.items() if name not in NOT_SETTINGS)
         sorted_in.setdefault(settings, []).append(member)
     return [Group(_name(dict(key)), dict(key), tuple(members), is_zero(dict(key).get("coef", ""))) for key, members in sorted_in.items()]
 

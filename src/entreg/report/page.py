@@ -77,7 +77,7 @@ def _verdict(data: Data) -> Markup:
     lines = verdict.lines(data)
     if not data.series:
         lines.insert(0, verdict.Line("plain", "There are no measurements in this folder: nothing to plot yet."))
-    items = [tag(f"li.{line.tone}", line.text) for line in lines] + [tag("li.plain", note) for note in data.notes]
+    items = [tag(f"li.{line.tone}", line.text.replace(" %", "\N{NO-BREAK SPACE}%")) for line in lines] + [tag("li.plain", note) for note in data.notes]
     return tag("ul.verdict", *items)
 
 

@@ -35,7 +35,7 @@ class Books:
         """Before a rollout: nothing of the last one stays."""
         self.share: np.ndarray | None = None
         self.columns: dict[str, np.ndarray] = {}
-        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._seen: list[Tensor] = []
 
     def begin(self, episodes: Sequence[tuple[int, float, int]], per_member: int, explained_variance: np.ndarray) -> None:
         """A rollout was collected, in which these episodes ended."""
@@ -45,13 +45,13 @@ class Books:
         self.columns["coef"] = np.array([regularizer.coef for regularizer in self.regularizers])
         self.columns["explained_variance"] = explained_variance
 
-    def seen(self, policy: Tensor, value: Tensor, entropy: Tensor) -> None:
-        """One gradient step's mean losses and entropies, each `[M]`."""
-        self._seen.append((policy, value, entropy))
+    def seen(self, means: Tensor) -> None:
+        """One gradient step's mean policy losses, value losses and entropies, `[3, M]`."""
+        self._seen.append(means)
 
     def end(self, kl: np.ndarray) -> None:
         """The update is over; `kl [M]` is the divergence of the acting policy from the new one."""
-        policy, value, entropy = (torch.stack(part).mean(0).numpy() for part in zip(*self._seen, strict=True))
+        policy, value, entropy = torch.stack(self._seen).mean(0).numpy()
         self.columns |= {"loss/policy": policy, "loss/value": value, "entropy/family": entropy, "kl": kl}
         if self.share is not None:
             self.columns["grad_share"] = self.share

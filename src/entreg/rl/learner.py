@@ -42,8 +42,10 @@ class Rollout(NamedTuple):
 
     def take(self, order: Tensor) -> "Rollout":
         """The items `order [M, B]` of each member."""
-        member = torch.arange(len(order))[:, None]
-        return Rollout(*(None if part is None else part[member, order] for part in self))  # type: ignore[arg-type]
+        members, items = self.advantage.shape
+        rows = (order + torch.arange(members)[:, None] * items).flatten()
+        flat = (part if part is None else part.flatten(0, 1).index_select(0, rows).unflatten(0, order.shape) for part in self)
+        return Rollout(*flat)  # type: ignore[arg-type]
 
 
 class Learner:
@@ -51,11 +53,12 @@ class Learner:
 
     def __init__(self, recipe: str, config: OnPolicyConfig, run: Run | None, *, schedules: Mapping[str, str] | None = None) -> None:
         check(config)
-        self.config = config
+        self.recipe, self.config = recipe, config
         self.run = run if run is not None else Run()
         settings = self.run.settings
         torch.set_num_threads(settings.threads)
-        torch.use_deterministic_algorithms(settings.deterministic)
+        if settings.deterministic:
+            torch.use_deterministic_algorithms(True)
         seeds = range(settings.seed, settings.seed + config.seeds)
         settings_count = max(1, len(config.coef)) * len(config.family)
         self.environments = environments.make(
@@ -79,15 +82,15 @@ class Learner:
         self.optimizer = stacked.StackedAdam(self.network.parameters)
         self.update = 0
         self.stopped: str | None = None
-        self.complete = False
+        self.complete = self.evaluation_due = False
         self.books = Books(self.members, self.head, self.regularizers)
-        controllers = [spelling.spell(regularizer.controller) for regularizer in self.regularizers]
-        members = [{"member": i, **member._asdict(), "controller": text} for i, (member, text) in enumerate(zip(self.members, controllers, strict=True))]
-        self.run.start(recipe, config.env, config, members=members, total=self.updates * config.environments * config.rollout)
-        for note in self.environments.notes:
-            self.run.event(0, "note", note)
 
     def __enter__(self) -> "Learner":
+        controllers = [spelling.spell(regularizer.controller) for regularizer in self.regularizers]
+        members = [{"member": i, **member._asdict(), "controller": text} for i, (member, text) in enumerate(zip(self.members, controllers, strict=True))]
+        self.run.start(self.recipe, self.config.env, self.config, members=members, total=self.updates * self.config.environments * self.config.rollout)
+        for note in self.environments.notes:
+            self.run.event(0, "note", note)
         self.run.__enter__()
         state = self.run.restore()
         if state is not None:
@@ -106,6 +109,8 @@ class Learner:
     def rollouts(self) -> Iterator[Rollout]:
         """Rollouts until the run is complete or stopped; after each one controllers step, and records and checkpoints are written."""
         every = self.run.settings.eval_every
+        if self.evaluation_due:  # a signal cut it short
+            self.evaluate()
         while self.update < self.updates and self.stopped is None:
             rollout = self._collect()
             yield rollout
@@ -119,8 +124,10 @@ class Learner:
             for schedule in self.schedules.values():
                 schedule.step()
             self.stopped = self.run.stopping() or self._reached()
-            if self.stopped is None and every is not None and self.step // every > before // every and self.update < self.updates:
+            self.evaluation_due = every is not None and self.step // every > before // every and self.update < self.updates
+            if self.evaluation_due and self.stopped is None:
                 self.evaluate()
+                self.stopped = self.run.stopping()
             self.run.checkpoint(self.step, self.state_dict)
 
     @torch.no_grad()
@@ -138,17 +145,19 @@ class Learner:
         All losses and entropies are `(M, B)`; `outputs (M, B, K)` are the policy's, of whose gradient the bonus's share is measured once a
         rollout. Members outside the boolean `active [M]` stay as they are.
         """
-        loss, means = population.bonus(self.regularizers, entropy)
-        policy, value = policy_loss.mean(1), value_loss.mean(1)
-        task = policy.sum()
+        items = policy_loss.shape[1]
+        means = torch.stack([part.detach() for part in (policy_loss, value_loss, entropy)]).mean(2)
+        self._check(loss=means)
+        signed = population.observe(self.regularizers, means[2], items)
+        policy = policy_loss, torch.full_like(policy_loss, 1 / items)
+        value = value_loss, torch.full_like(value_loss, self.config.value_coef / items)
+        bonus = entropy, (signed / items).expand_as(entropy)
         if self.books.share is None:
-            self.books.share = population.gradient_shares(loss, task, outputs)
-        total = task + self.config.value_coef * value.sum() + loss
-        self.run.check_finite(self.step, loss=total.detach())
-        self.network.parameters.backward(total)
+            self.books.share = population.gradient_shares(bonus, policy, outputs)
+        self.network.parameters.backward(policy, value, bonus)
         stacked.clip_grad_norm(self.network.parameters, self.config.max_grad_norm)
         self.optimizer.step(self.schedules["learning_rate"].value, active)
-        self.books.seen(policy.detach(), value.detach(), means)
+        self.books.seen(means)
 
     def advantage(self, rollout: Rollout) -> Tensor:
         """The advantages `(M, N)` of `rollout`, normalised member by member where the configuration says so; a single item stays as it is."""
@@ -170,6 +179,7 @@ class Learner:
         )
         if not every[0]:
             return
+        self.evaluation_due = False
         for index, played in enumerate(every):
             returns = np.array([total for total, _ in played])
             mean, length = float(returns.mean()), float(np.mean([length for _, length in played]))
@@ -200,6 +210,7 @@ class Learner:
         return {
             "update": self.update,
             "complete": self.complete,
+            "evaluation_due": self.evaluation_due,
             "network": self.network.parameters.data,
             "optimizer": self.optimizer.state_dict(),
             "schedules": {name: schedule.state_dict() for name, schedule in self.schedules.items()},
@@ -211,7 +222,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.update, self.complete = state["update"], state["complete"]
+        self.update, self.complete, self.evaluation_due = state["update"], state["complete"], state["evaluation_due"]
         with torch.no_grad():
             self.network.parameters.data.copy_(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -228,7 +239,7 @@ class Learner:
     def _collect(self) -> Rollout:
         config = self.config
         noise = self.streams.noise((config.rollout, config.environments, self.head.actions), self.head.noise)
-        experience = self.collector.collect(self.network.actor, noise, lambda **values: self.run.check_finite(self.step, **values))
+        experience = self.collector.collect(self.network.actor, noise, self._check)
         outputs, value, log_prob, entropy = self._look(experience)
         reward = experience.reward
         following = next_values(experience, *value)
@@ -241,6 +252,10 @@ class Learner:
         flat = [torch.from_numpy(part).flatten(1, 2) for part in (experience.observation, experience.action, value[0], advantage, advantage + value[0])]
         mask = None if experience.mask is None else torch.from_numpy(experience.mask).flatten(1, 2)
         return Rollout(flat[0], flat[1], mask, outputs, log_prob, flat[2], flat[3], flat[4])
+
+    def _check(self, **values: Any) -> None:
+        self.run.hurry()
+        self.run.check_finite(self.step, **values)
 
     def _look(self, experience: Experience) -> tuple[Tensor, Sequence[np.ndarray], Tensor, Sequence[np.ndarray]]:
         """Outputs, values, log-probabilities and entropies of a rollout in one batch: of its items, the last states and the cut ones."""

@@ -16,8 +16,6 @@ from entreg import stacked
 
 Activation = Literal["tanh", "relu", "elu", "gelu"]
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh,
-    "relu": torch.relu,
     "elu": torch.nn.functional.elu,
     "gelu": torch.nn.functional.gelu,
 }
@@ -82,6 +80,10 @@ class ActorCritic:
     def __init__(self, architecture: Architecture, generators: Sequence[torch.Generator], *, log_std: float = 0.0) -> None:
         self.architecture = architecture
         self.parameters = stacked.FlatParameters(len(generators), shapes(architecture))
+        layers = range(len(architecture.hidden) + 1)
+        self._layers = {
+            tower: [[self.parameters[f"{tower}.{layer}.{part}"] for layer in layers] for part in ("weight", "bias")] for tower in ("actor", "critic")
+        }
         with torch.no_grad():
             for name in self.parameters.shapes:
                 for member, generator in enumerate(generators):
@@ -117,12 +119,12 @@ class ActorCritic:
         return torch.cat([outputs, log_std.expand(*outputs.shape[:2], -1)], dim=-1)
 
     def _tower(self, tower: str, x: Tensor) -> Tensor:
-        activation = _ACTIVATIONS[self.architecture.activation]
-        last = len(self.architecture.hidden)
-        for layer in range(last + 1):
-            x = stacked.linear(x, self.parameters[f"{tower}.{layer}.weight"], self.parameters[f"{tower}.{layer}.bias"])
-            if layer < last:
-                x = activation(x)
+        weights, biases = self._layers[tower]
+        name = self.architecture.activation
+        if name == "tanh" or name == "relu":
+            return stacked.mlp(x, weights, biases, name)
+        for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            x = stacked.linear(x if layer == 0 else _ACTIVATIONS[name](x), weight, bias)
         return x
 
 

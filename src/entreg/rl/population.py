@@ -14,7 +14,7 @@ from torch import Tensor
 
 from entreg import spelling, targets
 from entreg.functional import Family
-from entreg.regularizer import EntropyRegularizer, Term
+from entreg.regularizer import EntropyRegularizer
 from entreg.rl.heads import Head
 
 
@@ -101,21 +101,21 @@ class Families:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def bonus(each: Sequence[EntropyRegularizer], entropy: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of the members' losses, and their mean entropies `[M]`, from entropies `(M, N)`."""
-    terms: list[Term] = [regularizer(row) for regularizer, row in zip(each, entropy.unbind(0), strict=True)]
-    return torch.stack([term.loss for term in terms]).sum(), torch.stack([term.entropy.detach() for term in terms])
+def observe(each: Sequence[EntropyRegularizer], means: Tensor, items: int) -> Tensor:
+    """Show every member's regulariser its mean entropy (`means [M]`) of so many items; what each weighs entropy by in its loss, `[M, 1]`."""
+    for regularizer, mean in zip(each, means.tolist(), strict=True):
+        regularizer.observe(mean, items)
+    return torch.tensor([[-regularizer.sense * regularizer.coef] for regularizer in each], dtype=means.dtype)
 
 
-def gradient_shares(bonus_loss: Tensor, task_loss: Tensor, outputs: Tensor) -> np.ndarray:
-    """Each member's share of the bonus in the gradient with respect to the policy's outputs, `[M]` in [0, 1]."""
-    of_bonus = _grad(bonus_loss, outputs)
-    of_task = _grad(task_loss, outputs)
+def gradient_shares(bonus: tuple[Tensor, Tensor], task: tuple[Tensor, Tensor], outputs: Tensor) -> np.ndarray:
+    """Each member's share of the bonus in the gradient with respect to the policy's outputs, `[M]` in [0, 1]; losses come with their weights."""
+    of_bonus, of_task = _norm(*bonus, outputs), _norm(*task, outputs)
     return (of_bonus / (of_bonus + of_task).clamp_min(1e-30)).numpy()
 
 
-def _grad(loss: Tensor, outputs: Tensor) -> Tensor:
-    (grad,) = torch.autograd.grad(loss, outputs, retain_graph=True, allow_unused=True)
+def _norm(loss: Tensor, weight: Tensor, outputs: Tensor) -> Tensor:
+    (grad,) = torch.autograd.grad(loss, outputs, weight, retain_graph=True, allow_unused=True)
     norms: Tensor = torch.zeros(len(outputs)) if grad is None else grad.flatten(1).norm(dim=1)
     return norms
 

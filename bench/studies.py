@@ -1,0 +1,219 @@
+"""What the on-policy recipes learn: published settings, several seeds, with an entropy bonus and without.
+
+    python -m bench.studies cartpole | acrobot | pendulum | minigrid | frozenlake | a2c | reinforce  [--quick] [--out FOLDER]
+
+Every study trains one population an arm (all coefficients x seeds as one stacked network), writes `bench/results/<study>.csv` (one line a member)
+and prints a table: means over seeds with 95 % bootstrap intervals, and for every coefficient the paired difference to coefficient 0 of the same seeds.
+`--quick` runs a twentieth of the steps with two seeds and writes nothing: it shows that a study runs, not what it finds. Figures are
+reproducible for a seed on one machine; other processors and versions round differently, which reinforcement learning amplifies.
+"""
+
+import argparse
+import csv
+import importlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+import torch
+
+from entreg import flags
+from entreg.record import read_records
+from entreg.run import Run, RunSettings
+from entreg.statistics import mean_interval, paired_difference
+
+HERE = Path(__file__).parent
+EXAMPLES = HERE.parent / "examples"
+
+
+class Arm(NamedTuple):
+    """One population: a settings file of `examples/` and what is changed in it."""
+
+    example: str
+    changes: Mapping[str, Any]
+
+
+class Study(NamedTuple):
+    """Arms by name; `threshold` is the mean return of 100 episodes whose first step is reported."""
+
+    arms: Mapping[str, Arm]
+    published: str
+    threshold: float | None = None
+
+
+STUDIES = {
+    "cartpole": Study(
+        {"ppo": Arm("ppo-cartpole", {"seeds": 8, "coef": ("0", "linear(0.01, 0)"), "eval_episodes": 30})},
+        "stable-baselines3 zoo: 500 at 100k steps",
+        475.0,
+    ),
+    "acrobot": Study(
+        {"ppo": Arm("ppo-acrobot", {"seeds": 5, "coef": ("0", "linear(0.01, 0)"), "steps": 300_000, "eval_episodes": 50})},
+        "stable-baselines3 zoo: -73.5 at 1M steps",
+        -100.0,
+    ),
+    "pendulum": Study(
+        {
+            "gaussian": Arm("ppo-pendulum", {"seeds": 5, "coef": ("0", "linear(0.01, 0)"), "eval_episodes": 50}),
+            "squashed": Arm("ppo-pendulum-squashed", {"seeds": 5, "coef": ("0", "linear(0.01, 0)"), "eval_episodes": 50}),
+        },
+        "stable-baselines3 zoo: -172 at 100k steps",
+    ),
+    "minigrid": Study(
+        {"ppo": Arm("ppo-minigrid-doorkey", {"seeds": 5, "coef": ("0", "linear(0.01, 0)"), "eval_episodes": 50})},
+        "stable-baselines3 zoo: 0.964 at 100k steps",
+        0.9,
+    ),
+    "frozenlake": Study(
+        {"ppo": Arm("ppo-frozenlake", {"seeds": 32, "coef": ("0", "linear(1, 0)", "0.1"), "eval_episodes": 1})},
+        "none",
+        0.9,
+    ),
+    "a2c": Study(
+        {"a2c": Arm("a2c-cartpole", {"seeds": 8, "coef": ("0", "linear(0.01, 0)", "linear(0.1, 0)"), "eval_episodes": 30})},
+        "stable-baselines3 zoo: 500 at 500k steps",
+        475.0,
+    ),
+    "reinforce": Study(
+        {"reinforce": Arm("reinforce-cartpole", {"seeds": 8, "coef": ("0", "linear(0.01, 0)", "linear(0.1, 0)"), "eval_episodes": 30})},
+        "none",
+        475.0,
+    ),
+}
+
+
+def settings(arm: Arm, quick: bool) -> tuple[str, Any]:
+    """The recipe's name and the Config of an arm."""
+    page = json.loads((EXAMPLES / f"{arm.example}.json").read_text(encoding="utf-8"))
+    recipe = str(page["recipe"])
+    config = replace(flags.build(importlib.import_module(f"entreg.recipes.{recipe}").Config, page["config"]), video=False, **arm.changes)
+    return recipe, replace(config, steps=config.steps // 20, seeds=2, eval_episodes=2) if quick else config
+
+
+def train(recipe: str, config: Any) -> list[dict[str, Any]]:
+    """Run one arm: one row a member."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(RunSettings(out=Path(folder), quiet=True, checkpoint_every=3600))
+        summary = importlib.import_module(f"entreg.recipes.{recipe}").train(config, run)
+        members = json.loads((summary.folder / "config.json").read_text(encoding="utf-8"))["members"]
+        lines = read_records(summary.folder).lines
+    rows = []
+    for member in members:
+        mine = [line for line in lines if line.get("member") == member["member"]]
+        rows.append({name: member[name] for name in ("seed", "coef", "family")} | _outcome(mine))
+    return rows
+
+
+def _outcome(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What became of one member; `curve` is its (step, return) for the thresholds."""
+    training = [line for line in lines if "coef" in line]
+    final = next(line for line in reversed(lines) if "eval/return" in line)
+    last = training[-1]
+    return {
+        "steps": last["step"],
+        "eval_return": final["eval/return"],
+        "eval_std": final["eval/return_std"],
+        "eval_episodes": final["eval/episodes"],
+        "return": last.get("return", float("nan")),
+        "entropy": last["entropy"],
+        "entropy_mean": float(np.mean([line["entropy"] for line in training])),
+        "curve": [(line["step"], line["return"]) for line in training if "return" in line],
+    }
+
+
+def first_step(curve: Sequence[tuple[int, float]], threshold: float) -> int | None:
+    """The first logged step whose `return` (mean of the last 100 episodes) is at least `threshold`."""
+    return next((step for step, value in curve if value >= threshold), None)
+
+
+def run(name: str, quick: bool) -> list[dict[str, Any]]:
+    """All rows of a study."""
+    study, rows = STUDIES[name], []
+    for label, arm in study.arms.items():
+        recipe, config = settings(arm, quick)
+        for row in train(recipe, config):
+            curve = row.pop("curve")
+            row["reached"] = None if study.threshold is None else first_step(curve, study.threshold)
+            rows.append({"study": name, "arm": label, "recipe": recipe, "env": config.env, **row})
+    return rows
+
+
+def table(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The study as a markdown table."""
+    threshold = STUDIES[name].threshold
+    head = ["arm", "coef", "seeds", "evaluation", "difference to 0", "last 100 episodes", "mean entropy"]
+    if threshold is not None:
+        head.append(f"first step at {threshold:g}")
+    lines = [f"{name} (published: {STUDIES[name].published})", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for arm, coef in dict.fromkeys((row["arm"], row["coef"]) for row in rows):
+        mine = _of(rows, arm, coef)
+        zero = _of(rows, arm, "0")
+        same = coef == "0" or not zero
+        cells = [
+            arm,
+            coef,
+            str(len(mine)),
+            interval(mean_interval(_column(mine, "eval_return"))),
+            "" if same else interval(paired_difference(_column(mine, "eval_return"), _column(zero, "eval_return"))),
+            interval(mean_interval(_column(mine, "return"))),
+            f"{np.mean(_column(mine, 'entropy_mean')):.3g}",
+        ]
+        if threshold is not None:
+            steps = [row["reached"] for row in mine if row["reached"] is not None]
+            cells.append(f"{len(steps)} of {len(mine)}" + (f", median {int(np.median(steps))}, last {max(steps)}" if steps else ""))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _of(rows: Sequence[Mapping[str, Any]], arm: str, coef: str) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row["arm"] == arm and row["coef"] == coef]
+
+
+def _column(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    return [row[name] for row in rows]
+
+
+def interval(found: Any) -> str:
+    """`value [low, high]` with four digits."""
+    return f"{float(found.value):.4g} [{float(found.low):.4g}, {float(found.high):.4g}]"
+
+
+def machine() -> dict[str, Any]:
+    """Where the figures were made."""
+    names = Path("/proc/cpuinfo")
+    model = next((line.split(":")[1].strip() for line in names.read_text().splitlines() if line.startswith("model name")), "") if names.exists() else ""
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__, "gymnasium": gymnasium.__version__}
+    return {"cores": os.cpu_count(), "processor": model or platform.processor(), "system": platform.system(), **versions}
+
+
+def write(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """One line a member, machine and versions beside it."""
+    where = machine()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, [*rows[0], *where])
+        writer.writeheader()
+        writer.writerows({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()} | where for row in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", choices=sorted(STUDIES))
+    parser.add_argument("--quick", action="store_true", help="a twentieth of the steps, two seeds, nothing written")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    arguments = parser.parse_args()
+    rows = run(arguments.study, arguments.quick)
+    if not arguments.quick:
+        write(arguments.out / f"{arguments.study}.csv", rows)
+    print(table(arguments.study, rows))
+
+
+if __name__ == "__main__":
+    main()

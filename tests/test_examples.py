@@ -1,0 +1,37 @@
+"""Every settings file of `examples/` says what a recipe can run, and the command line reads it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from entreg import cli, flags
+from entreg.rl.config import check
+from entreg.rl.naming import find
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted((ROOT / "examples").glob("*.json"))
+
+
+def test_there_are_examples_for_every_recipe():
+    assert {path.name.partition("-")[0] for path in FILES} == set(cli.recipe_names())
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_example_is_read_whole(file, capsys):
+    page = json.loads(file.read_text())
+    config, settings, said = flags.parse(["--config", str(file), "--seed", "3"], cli._recipe)
+    assert said.recipe == page["recipe"] == file.name.partition("-")[0]
+    assert settings.seed == 3
+    for name, value in page["config"].items():
+        assert getattr(config, name) == (tuple(value) if isinstance(value, list) else value), name
+    check(config)
+    assert find(config.env)[1] == ()  # the id is the current one
+    assert cli.main(["train", "--config", str(file), "--print-config"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["recipe"] == page["recipe"] and printed["config"].items() >= page["config"].items()
+
+
+def test_flags_stand_over_an_example():
+    config, _, _ = flags.parse(["ppo", "--config", str(ROOT / "examples" / "ppo-cartpole.json"), "--steps", "512", "--coef", "0"], cli._recipe)
+    assert (config.steps, config.coef, config.epochs) == (512, ("0",), 20)
