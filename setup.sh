@@ -43,9 +43,9 @@ set_up() {
 set_up
 export PATH="$PWD/.venv/bin:$PATH"
 case "$task" in
-    run) exec entreg train ppo --env CartPole-v1 --coef 'linear(0.01, 0)' --coef 0 ;;
-    test) exec python -m pytest ${PYTEST_ARGS:-} ;;
-    check) exec python -m pytest -m 'not slow and not browser' ${PYTEST_ARGS:-} ;;
+    run) exec entreg train ppo --env CartPole-v1 --coef 'linear(0.01, 0)' --coef 0 --seeds 5 --update fused --threads 2 ;;
+    test) exec python -m pytest -n 2 ${PYTEST_ARGS:-} ;;
+    check) exec python -m pytest -n 2 -m 'not slow and not browser' ${PYTEST_ARGS:-} ;;
     soak) exec python -m bench.soak ;;
     lint) ruff check && ruff format --check && mypy ;;
 esac

@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from entreg.record import read_records
 from entreg.recipes import ppo
+from entreg.record import read_records
 from entreg.run import Run, RunSettings
 
 ENVIRONMENTS, ROLLOUT, BATCH, EPOCHS, GAMMA, LAMBDA, RATE, CLIP = 8, 32, 256, 20, 0.98, 0.8, 0.001, 0.2

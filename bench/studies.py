@@ -1,6 +1,6 @@
 """What the on-policy recipes learn: published settings, several seeds, with an entropy bonus and without.
 
-    python -m bench.studies cartpole | acrobot | pendulum | minigrid | frozenlake | a2c | reinforce  [--quick] [--out FOLDER]
+    python -m bench.studies cartpole | acrobot | pendulum | minigrid | frozenlake | a2c | reinforce  [--quick | --table] [--out FOLDER]
 
 Every study trains one population an arm (all coefficients x seeds as one stacked network), writes `bench/results/<study>.csv` (one line a member)
 and prints a table: means over seeds with 95 % bootstrap intervals, and for every coefficient the paired difference to coefficient 0 of the same seeds.
@@ -26,7 +26,7 @@ import torch
 
 from entreg import flags
 from entreg.record import read_records
-from entreg.run import Run, RunSettings
+from entreg.run import Run, RunSettings, exit_status
 from entreg.statistics import mean_interval, paired_difference
 
 HERE = Path(__file__).parent
@@ -50,7 +50,7 @@ class Study(NamedTuple):
 
 STUDIES = {
     "cartpole": Study(
-        {"ppo": Arm("ppo-cartpole", {"seeds": 8, "coef": ("0", "linear(0.01, 0)"), "eval_episodes": 30})},
+        {"ppo": Arm("ppo-cartpole", {"seeds": 20, "coef": ("0", "linear(0.01, 0)"), "eval_episodes": 30})},
         "stable-baselines3 zoo: 500 at 100k steps",
         475.0,
     ),
@@ -102,6 +102,8 @@ def train(recipe: str, config: Any) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         run = Run(RunSettings(out=Path(folder), quiet=True, checkpoint_every=3600))
         summary = importlib.import_module(f"entreg.recipes.{recipe}").train(config, run)
+        if summary.stopped is not None:
+            raise SystemExit(exit_status(summary))
         members = json.loads((summary.folder / "config.json").read_text(encoding="utf-8"))["members"]
         lines = read_records(summary.folder).lines
     rows = []
@@ -203,15 +205,29 @@ def write(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()} | where for row in rows)
 
 
+def read(file: Path) -> list[dict[str, Any]]:
+    """The rows that `write` wrote."""
+    with file.open(newline="", encoding="utf-8") as stream:
+        return [{key: _parsed(key, text) for key, text in row.items()} for row in csv.DictReader(stream)]
+
+
+def _parsed(key: str, text: str) -> Any:
+    if key == "reached":
+        return int(text) if text else None
+    return float(text) if key in ("eval_return", "return", "entropy_mean") else text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", choices=sorted(STUDIES))
     parser.add_argument("--quick", action="store_true", help="a twentieth of the steps, two seeds, nothing written")
+    parser.add_argument("--table", action="store_true", help="train nothing: print the table of what was written")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     arguments = parser.parse_args()
-    rows = run(arguments.study, arguments.quick)
-    if not arguments.quick:
-        write(arguments.out / f"{arguments.study}.csv", rows)
+    file = arguments.out / f"{arguments.study}.csv"
+    rows = read(file) if arguments.table else run(arguments.study, arguments.quick)
+    if not (arguments.quick or arguments.table):
+        write(file, rows)
     print(table(arguments.study, rows))
 
 

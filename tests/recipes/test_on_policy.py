@@ -196,3 +196,34 @@ def test_every_recipe_file_has_what_the_command_line_needs():
     for name in cli.recipe_names():
         module = getattr(recipes, name)
         assert module.STATUS in ("stable", "experimental") and module.SUMMARY and callable(module.train)
+
+
+def test_the_fused_update_is_the_eager_one_and_members_do_not_meet(tmp_path):
+    pytest.importorskip("numba")
+    shared = {"steps": 4 * 64, "coef": ("0.05", "linear(0.1, 0)"), "normalise_observation": True, "epochs": 3, "batch_size": 24}
+    eager, _ = trained(ppo, tmp_path, **shared)
+    fused, _ = trained(ppo, tmp_path, **shared, update="fused")
+    alone, _ = trained(ppo, tmp_path, **{**shared, "coef": ("linear(0.1, 0)",)}, update="fused")
+    for member in (0, 1):
+        ours, theirs = _lines(fused, member), _lines(eager, member)
+        assert len(ours) == len(theirs) == 5
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.keys() == b.keys()
+            for key in a.keys() - {"time", "steps_per_second"}:
+                assert a[key] == pytest.approx(b[key], rel=2e-3, abs=2e-4), key
+
+    def plain(records):
+        return [{key: value for key, value in record.items() if key not in ("time", "steps_per_second", "member")} for record in records]
+
+    assert plain(_lines(fused, 1)) == plain(_lines(alone, 0))
+
+
+def test_the_fused_update_keeps_to_masks_and_says_what_it_cannot_do(tmp_path):
+    pytest.importorskip("numba")
+    trained(ppo, tmp_path / "masked", env="tests.rl.worlds:Masked-v0", steps=256, update="fused")  # raises on an illegal action
+    cases = {"family": {"family": ("renyi(2)",)}, "discrete": {"env": "tests.rl.small:Turn-v0"}, "vectors": {"env": "tests.rl.small:Picture-v0"},
+             "tanh": {"activation": "gelu"}, "kl_coef": {"kl_coef": 1.0}}  # fmt: skip
+    for words, changes in cases.items():
+        with pytest.raises(ValueError, match=words):
+            trained(ppo, tmp_path / "refused", **changes, update="fused")
+    assert not (tmp_path / "refused").exists()

@@ -9,6 +9,7 @@ from tests.faults import final_state, finish, kill_and_resume, lasting, python
 BASE = ("--environments", "4", "--rollout", "32", "--hidden", "8", "--steps", "6400", "--no-video", "--eval-episodes", "2", "--eval-every", "2000")
 CASES = {
     "ppo-population": ("ppo", "--coef", "linear(0.01, 0)", "--coef", "TargetEntropy(0.4)", "--normalise-observation", "--normalise-reward", "--seeds", "2"),
+    "ppo-fused": ("ppo", "--update", "fused", "--coef", "linear(0.01, 0)", "--seeds", "2", "--threads", "2"),
     "a2c-toy-text": ("a2c", "--env", "FrozenLake-v1", "--coef", "PI(0.5, 0.1, 0.01, (0, 1))", "--rollout", "16", "--over", "trajectory"),
     "reinforce-continuous": ("reinforce", "--env", "Pendulum-v1", "--squash", "--coef", "Plateau(linear(0.1, 0), 5)"),
 }

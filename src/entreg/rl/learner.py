@@ -21,7 +21,7 @@ from entreg.rl.config import OnPolicyConfig, check
 from entreg.rl.heads import head_for
 from entreg.rl.networks import ActorCritic, Architecture
 from entreg.rl.normalize import RewardScaler
-from entreg.rl.rollout import Collector, Experience, next_values
+from entreg.rl.rollout import Act, Collector, Experience, next_values
 from entreg.rl.schedule import Schedule
 from entreg.run import Run, Summary
 
@@ -80,6 +80,7 @@ class Learner:
         architecture = Architecture(shape, image, self.head.outputs, config.hidden, config.activation, self.head.log_std)
         self.network = ActorCritic(architecture, population.weight_generators(member_seeds), log_std=config.log_std)
         self.optimizer = stacked.StackedAdam(self.network.parameters)
+        self.act: Act = self._act
         self.update = 0
         self.stopped: str | None = None
         self.complete = self.evaluation_due = False
@@ -147,7 +148,7 @@ class Learner:
         """
         items = policy_loss.shape[1]
         means = torch.stack([part.detach() for part in (policy_loss, value_loss, entropy)]).mean(2)
-        self._check(loss=means)
+        self.check(loss=means)
         signed = population.observe(self.regularizers, means[2], items)
         policy = policy_loss, torch.full_like(policy_loss, 1 / items)
         value = value_loss, torch.full_like(value_loss, self.config.value_coef / items)
@@ -239,7 +240,7 @@ class Learner:
     def _collect(self) -> Rollout:
         config = self.config
         noise = self.streams.noise((config.rollout, config.environments, self.head.actions), self.head.noise)
-        experience = self.collector.collect(self.network.actor, noise, self._check)
+        experience = self.collector.collect(self.act, noise, self.check)
         outputs, value, log_prob, entropy = self._look(experience)
         reward = experience.reward
         following = next_values(experience, *value)
@@ -253,7 +254,14 @@ class Learner:
         mask = None if experience.mask is None else torch.from_numpy(experience.mask).flatten(1, 2)
         return Rollout(flat[0], flat[1], mask, outputs, log_prob, flat[2], flat[3], flat[4])
 
-    def _check(self, **values: Any) -> None:
+    def _act(self, observation: np.ndarray, noise: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+        """Actions `[M, n, A]` for observations `[M, n, D]` by noise `[M, n, A]`."""
+        outputs = self.network.actor(torch.from_numpy(observation))
+        self.check(logits=outputs)
+        return self.head.sample(outputs, torch.from_numpy(noise), None if mask is None else torch.from_numpy(mask)).numpy()
+
+    def check(self, **values: Any) -> None:
+        """Stop on what is not finite, and leave a phase that a signal has waited for too long."""
         self.run.hurry()
         self.run.check_finite(self.step, **values)
 

@@ -80,9 +80,10 @@ class ActorCritic:
     def __init__(self, architecture: Architecture, generators: Sequence[torch.Generator], *, log_std: float = 0.0) -> None:
         self.architecture = architecture
         self.parameters = stacked.FlatParameters(len(generators), shapes(architecture))
+        self.shortcut: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
         layers = range(len(architecture.hidden) + 1)
-        self._layers = {
-            tower: [[self.parameters[f"{tower}.{layer}.{part}"] for layer in layers] for part in ("weight", "bias")] for tower in ("actor", "critic")
+        self._towers = {
+            tower: [(self.parameters[f"{tower}.{layer}.weight"], self.parameters[f"{tower}.{layer}.bias"]) for layer in layers] for tower in ("actor", "critic")
         }
         with torch.no_grad():
             for name in self.parameters.shapes:
@@ -91,16 +92,22 @@ class ActorCritic:
 
     def actor(self, observation: Tensor) -> Tensor:
         """Policy outputs (logits, or means and log standard deviations), `(M, N, *observation) -> (M, N, K)`."""
-        return self.head(self._tower("actor", self.features(observation)))
+        if self.shortcut is not None and not torch.is_grad_enabled():
+            return self.shortcut(observation)[0]
+        (outputs,) = self._run(observation, "actor")
+        return self.head(outputs)
 
     def critic(self, observation: Tensor) -> Tensor:
         """State values, `(M, N, *observation) -> (M, N)`."""
-        return self._tower("critic", self.features(observation))[..., 0]
+        (value,) = self._run(observation, "critic")
+        return value.squeeze(-1)
 
     def both(self, observation: Tensor) -> tuple[Tensor, Tensor]:
-        """`actor` and `critic` with the convolutions of images run once."""
-        features = self.features(observation)
-        return self.head(self._tower("actor", features)), self._tower("critic", features)[..., 0]
+        """`actor` and `critic` with the convolutions of images run once; without gradients by the shortcut, where there is one."""
+        if self.shortcut is not None and not torch.is_grad_enabled():
+            return self.shortcut(observation)
+        outputs, value = self._run(observation, "actor", "critic")
+        return self.head(outputs), value.squeeze(-1)
 
     def features(self, observation: Tensor) -> Tensor:
         """What both towers read: the vector itself, or the flattened maps of the convolutions."""
@@ -118,14 +125,12 @@ class ActorCritic:
         log_std = self.parameters["log_std"][:, None]
         return torch.cat([outputs, log_std.expand(*outputs.shape[:2], -1)], dim=-1)
 
-    def _tower(self, tower: str, x: Tensor) -> Tensor:
-        weights, biases = self._layers[tower]
+    def _run(self, observation: Tensor, *towers: Literal["actor", "critic"]) -> tuple[Tensor, ...]:
+        features, layers = self.features(observation), [self._towers[tower] for tower in towers]
         name = self.architecture.activation
-        if name == "tanh" or name == "relu":
-            return stacked.mlp(x, weights, biases, name)
-        for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-            x = stacked.linear(x if layer == 0 else _ACTIVATIONS[name](x), weight, bias)
-        return x
+        if name == "tanh" or name == "relu":  # noqa: PLR1714  in this form it narrows the type
+            return stacked.mlps(features, layers, name)
+        return tuple(stacked.plain_mlp(features, tower, _ACTIVATIONS[name]) for tower in layers)
 
 
 def _initialise(parameter: Tensor, name: str, architecture: Architecture, generator: torch.Generator, log_std: float) -> None:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from entreg.rl.environments import Environments
 from entreg.rl.heads import Head
 from entreg.rl.normalize import RewardScaler, RunningMoments
+
+Act = Callable[[np.ndarray, np.ndarray, np.ndarray | None], np.ndarray]  # observations [M, n, D], noise [M, n, A], masks -> actions [M, n, A]
 
 
 class Experience(NamedTuple):
@@ -47,8 +47,8 @@ class Collector:
         self.reward_scaler = reward_scaler
         self.observation, self.mask = environments.reset()
 
-    def collect(self, actor: Callable[[Tensor], Tensor], noise: np.ndarray, check: Callable[..., None]) -> Experience:
-        """T steps, T being the second size of `noise [M, T, n, A]`; `check(name=array)` stops on what is not finite."""
+    def collect(self, act: Act, noise: np.ndarray, check: Callable[..., None]) -> Experience:
+        """T steps, T being the second size of `noise [M, T, n, A]`; `act` is the policies; `check(name=array)` stops on what is not finite."""
         shape = noise.shape[:3]
         spec = self.environments.observation_spec
         observation = np.empty((*shape, *spec.shape), dtype=np.uint8 if spec.image else np.float32)
@@ -60,18 +60,11 @@ class Collector:
         final_masks: list[np.ndarray] = []
         final_at: list[np.ndarray] = []
         episodes: list[tuple[int, float, int]] = []
-        noise_tensor = torch.from_numpy(noise)
         for t in range(shape[1]):
             observation[:, t] = self._normalised(self.observation, learn=True)
-            here = torch.from_numpy(observation[:, t])
-            legal = None
             if mask is not None and self.mask is not None:
                 mask[:, t] = self._by_member(self.mask)
-                legal = torch.from_numpy(mask[:, t])
-            outputs = actor(here)
-            check(logits=outputs)
-            chosen = self.head.sample(outputs, noise_tensor[:, t], legal).numpy()
-            action[:, t] = chosen
+            action[:, t] = chosen = act(observation[:, t], noise[:, t], None if mask is None else mask[:, t])
             step = self.environments.step(self.head.to_environment(chosen.reshape(-1, chosen.shape[-1])))
             check(observation=step.observation, reward=step.reward)
             rewards, ended = self._by_member(step.reward), self._by_member(step.terminated | step.truncated)
