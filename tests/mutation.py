@@ -9,6 +9,7 @@ without a mutant. Killed means that a test failed; a mutant or a list that canno
 
 import argparse
 import contextlib
+import gc
 import importlib
 import importlib.machinery
 import importlib.util
@@ -29,7 +30,9 @@ except ModuleNotFoundError:  # Python 3.10, where pytest brings it
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "entreg"
-WARM = ("numpy", "torch", "scipy.stats", "gymnasium", "hypothesis", "pytest", "_pytest.assertion.rewrite", "safetensors.numpy", "tyro", "jaxtyping")
+# with what torch imports when it is first needed: half a second each time
+WARM = "numpy torch torch.testing torch._dynamo torch.fx.experimental.symbolic_shapes scipy.stats scipy.integrate scipy.optimize gymnasium hypothesis"
+WARM += " pytest _pytest.unittest _pytest.junitxml doctest pdb safetensors.numpy tyro jaxtyping"
 LIMIT = 300.0  # seconds for one fork: only what hangs takes so long, on the slowest machine too
 STATUS = {0: "survived", 1: "killed", 2: "error: no collection", 3: "error inside pytest", 4: "error: no such test", 5: "error: no test", 6: "error: no import"}
 
@@ -152,7 +155,7 @@ def warm() -> None:
     """Import what takes long, with one thread each, and settle what the tests of all forks share."""
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     os.environ.pop("PYTEST_ADDOPTS", None)
-    for name in WARM:
+    for name in WARM.split():
         importlib.import_module(name)
     from hypothesis import Phase, settings
 
@@ -160,6 +163,7 @@ def warm() -> None:
     settings.register_profile("mutation", database=None, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
     settings.load_profile("mutation")
     assert "entreg" not in sys.modules
+    gc.freeze()  # pytest collects at its end, and would look at all of this: .6 s a fork
 
 
 def main() -> int:
@@ -169,7 +173,15 @@ def main() -> int:
     parser.add_argument("words", nargs="*")
     arguments = parser.parse_args()
     mutants = [mutant for mutant in read(arguments.list) if not arguments.words or any(word in str(mutant) for word in arguments.words)]
-    served = [Served(mutant.file, mutated(mutant)) for mutant in mutants]
+    served, faults = [], []
+    for mutant in mutants:
+        try:
+            served.append(Served(mutant.file, mutated(mutant)))
+        except (ValueError, SyntaxError) as fault:
+            faults.append(str(fault))
+    if faults:
+        print(*faults, sep="\n")
+        return 2
     with tempfile.TemporaryDirectory() as folder:
         os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = folder
         warm()

@@ -1,5 +1,7 @@
 """Stacked layers and optimizer: every member equals the same thing alone, computed by torch."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -80,3 +82,26 @@ def test_adam_goes_on_from_its_state():
     first.grad.fill_(-0.2), second.grad.fill_(-0.2)
     one.step(0.1), resumed.step(0.1)
     assert torch.equal(first.data, second.data)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("widths", [(3, 2), (3, 5, 2), (3, 5, 4, 2)])
+def test_a_network_is_its_layers_in_turn_with_their_gradients(widths, activation):
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    x = drawn(2, 7, widths[0])
+    weights, biases = [drawn(2, i, o) for i, o in pairwise(widths)], [drawn(2, o) for o in widths[1:]]
+    weight = drawn(2, 7, widths[-1]).detach()
+    found = stacked.mlp(x, weights, biases, activation)
+    expected = stacked.linear(x, weights[0], biases[0])
+    for layer in range(1, len(weights)):
+        expected = stacked.linear(getattr(torch, activation)(expected), weights[layer], biases[layer])
+    torch.testing.assert_close(found, expected)
+    leaves = [x, *weights, *biases]
+    for ours, theirs in zip(torch.autograd.grad(found, leaves, weight), torch.autograd.grad(expected, leaves, weight), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    with torch.no_grad():
+        torch.testing.assert_close(stacked.mlp(x, weights, biases, activation), expected)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from entreg import spelling
+from entreg import EntropyRegularizer, spelling
 from entreg.rl import population
 from entreg.rl.heads import head_for
 from entreg.rl.population import Families, Member, Streams
@@ -67,3 +67,19 @@ def test_members_of_mixed_families_are_measured_by_their_own():
         expected = HEAD.stats(outputs[at], action[at], spelling.parse_family(name), mask[at])
         torch.testing.assert_close((log_prob[at], entropy[at]), expected)
     torch.testing.assert_close(families.entropy(HEAD, outputs, mask), entropy)
+
+
+def test_the_bonus_is_weighed_by_sense_and_coefficient_and_seen_by_the_controller():
+    up, down = EntropyRegularizer(0.5), EntropyRegularizer(0.25, sense="minimize")
+    weights = population.observe([up, down], torch.tensor([1.0, 3.0]), 8)
+    assert weights.tolist() == [[-0.5], [0.25]]
+    population.observe([up, down], torch.tensor([4.0, 3.0]), 16)
+    up.step(), down.step()
+    assert (up.entropy, down.entropy) == (3.0, 3.0)
+
+
+def test_the_share_of_the_bonus_is_its_part_of_the_gradients_norms():
+    outputs = torch.ones(2, 3, 4, requires_grad=True)
+    losses = (outputs * torch.tensor([3.0, 0.0])[:, None, None]).sum(-1), outputs.sum(-1)
+    bonus, task = ((loss, torch.full_like(loss, 0.1)) for loss in losses)
+    assert population.gradient_shares(bonus, task, outputs).tolist() == pytest.approx([0.75, 0.0])
