@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-
 from bench.ppo_cartpole import machine, stable_baselines3
+
 from entreg.recipes import ppo
 from entreg.record import read_records
 from entreg.run import Run, RunSettings
