@@ -1,6 +1,6 @@
 """The long fault tests: a records file cut at every byte, and runs that are killed again and again (the disk that fails is in the suite).
 
-    python -m bench.soak [--kills 30] [--seed 0] [--seconds 1.5]
+    python -m bench.soak [--kills 30] [--seed 0]
 
 Prints one line a part and exits with 1 when anything was lost, doubled or different. Each killed run is compared with an undisturbed one:
 records without times, and the newest checkpoint bit for bit.
@@ -32,6 +32,7 @@ class Subject(NamedTuple):
     name: str
     command: list[str]
     resume: list[str]
+    seconds: float  # the longest time until a kill: about that of a run
 
     def under(self, out: Path) -> tuple[list[str], list[str]]:
         """The two command lines with runs under `out`."""
@@ -39,7 +40,14 @@ class Subject(NamedTuple):
         return start, [*start, *self.resume]
 
 
-SUBJECTS = [Subject("walk", faults.python("tests.toy", "--out", "OUT", "--steps", 400, "--pause", 0.004), ["--resume", "latest"])]
+PPO = ("entreg.cli", "train", "ppo", "--out", "OUT", "--checkpoint-every", "0", "--quiet", "--no-video", "--hidden", "8")
+SMALL = ("--environments", "4", "--rollout", "32", "--steps", "25600", "--eval-every", "4000", "--eval-episodes", "2")
+SUBJECTS = [
+    Subject("walk", faults.python("tests.toy", "--out", "OUT", "--steps", 400, "--pause", 0.004), ["--resume", "latest"], 1.5),
+    Subject(
+        "ppo", faults.python(*PPO, *SMALL, "--coef", "linear(0.01, 0)", "--coef", "TargetEntropy(0.4)", "--normalise-observation"), ["--resume", "latest"], 8.0
+    ),
+]
 
 
 def cut_everywhere(out: Path, _: argparse.Namespace) -> str:
@@ -67,7 +75,7 @@ def kill(subject: Subject, out: Path, args: argparse.Namespace) -> str:
     (whole,) = faults.started(out / "whole")
     draw, met, runs = random.Random(args.seed), 0, 0
     while met < args.kills:
-        delays = [draw.uniform(0.05, args.seconds) for _ in range(min(5, args.kills - met))]
+        delays = [draw.uniform(0.05, subject.seconds) for _ in range(min(5, args.kills - met))]
         place = out / f"killed-{runs}"
         folder, hits = faults.kill_and_resume(*subject.under(place), place, delays)
         met, runs = met + hits, runs + 1
@@ -101,7 +109,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=1.5, help="a kill comes at most so long after the start")
     args = parser.parse_args()
     held = [run("records", cut_everywhere, args)]
     for subject in SUBJECTS:

@@ -156,3 +156,17 @@ def test_checkpoint_every_zero_is_each_call():
     throttle = Throttle(0.0, 0.0)
     throttle.spent(0.0, 100.0)
     assert throttle.due(100.0)
+
+
+def test_a_state_is_on_the_disk_and_read_back_before_it_has_its_name_and_others_go(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(state(step), step=step, offset=0)
+        checkpoints.save_best(0, 1.0, state(step), step=step)
+    written = ["make_folder", *["open_file", "write", "sync"] * 3, "sync_folder", *["read"] * 3]
+    with FaultyDisk().installed() as counted:
+        checkpoints.save(state(3), step=3, offset=0)
+    assert counted.calls == [*written, "rename", "sync_folder", "remove", "remove"]
+    with FaultyDisk().installed() as counted:
+        checkpoints.save_best(0, 2.0, state(3), step=3)
+    assert counted.calls == [*written, "remove", "rename", "rename", "sync_folder", "remove"]  # the old one has a name in between

@@ -137,6 +137,21 @@ def test_print_config_and_config_files_with_flags_over_them(tmp_path, monkeypatc
     assert "stepz" in capsys.readouterr().err
 
 
+def test_a_resumed_run_refuses_other_settings_and_another_recipe(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "a2c", *SMALL, "--steps", "64", "--no-video"]) == 0
+    (folder,) = tmp_path.glob("runs/*")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    for words, says in ((["--gamma", "0.5"], "gamma would change"), (["--coef", "0.3"], "coef would change")):
+        assert cli.main(["train", "--resume", "latest", *words]) == 2
+        assert says in capsys.readouterr().err
+    assert cli.main(["train", "ppo", "--resume", str(folder)]) == 2
+    assert "a run of a2c; legal are runs of ppo" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert cli.main(["train", "a2c", "--resume", "latest", "--quiet", "--gamma", "0.99"]) == 0  # what it has already may be said again
+
+
 def test_a_dry_run_tries_everything_and_keeps_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "ppo", "--dry-run", *SMALL[2:]]) == 0

@@ -37,3 +37,9 @@ def test_remove_takes_files_folders_and_nothing(tmp_path):
     for name in ("a", "file", "nothing"):
         disk.remove(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bytes_are_on_the_disk_before_they_take_a_name(tmp_path):
+    with FaultyDisk().installed() as counted:
+        disk.replace_file(tmp_path / "config.json", b"new")
+    assert counted.calls == ["open_file", "write", "sync", "rename", "sync_folder"]

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from entreg import disk
 from entreg.record import FILE, Recorder, encode, read_records
 from tests.faults import ERRORS, FaultyDisk
 
@@ -101,6 +102,22 @@ def test_a_write_that_fails_halfway_is_an_error_and_leaves_whole_lines(tmp_path,
         recorder.log(3)  # the disk is well again
     assert steps(tmp_path) == [1, 3]
     assert read_records(tmp_path).skipped == 0
+
+
+def test_a_write_that_is_interrupted_halfway_is_cut_before_the_next(tmp_path, monkeypatch):
+    write = disk.write
+
+    def interrupted(file, data):
+        write(file, data[: len(data) // 2])
+        raise KeyboardInterrupt
+
+    with Recorder(tmp_path) as recorder:
+        recorder.log(1)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(disk, "write", interrupted)
+            recorder.log(2)
+        recorder.log(3)
+    assert steps(tmp_path) == [1, 3] and read_records(tmp_path).skipped == 0
 
 
 def test_the_folder_cannot_be_made(tmp_path):

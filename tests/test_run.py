@@ -215,6 +215,13 @@ def test_checkpoints_wait_for_their_time(tmp_path):
         assert run.reload() == {"x": 2}
 
 
+def test_records_are_on_the_disk_before_the_checkpoint_that_counts_them(tmp_path):
+    with Run.open("toy", "walk", toy.Config(), settings(tmp_path)) as run, FaultyDisk().installed() as counted:
+        run.log(1, entropy=1.0)
+        run.checkpoint(1, lambda: {"x": 1}, force=True)
+    assert counted.calls[:3] == ["write", "sync", "make_folder"]
+
+
 def test_max_time_and_stop_end_a_run_well(tmp_path):
     timed = walk(tmp_path, STEPS, max_time=1e-9)
     assert (timed.step, timed.stopped, exit_status(timed)) == (0, "max_time", 0)

@@ -1,5 +1,7 @@
 """Stacked layers and optimizer: every member equals the same thing alone, computed by torch."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -80,3 +82,27 @@ def test_adam_goes_on_from_its_state():
     first.grad.fill_(-0.2), second.grad.fill_(-0.2)
     one.step(0.1), resumed.step(0.1)
     assert torch.equal(first.data, second.data)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("towers", [[(3, 2)], [(3, 5, 2)], [(3, 5, 4, 2), (3, 4, 1)]], ids=str)
+def test_networks_are_their_layers_in_turn_with_their_gradients(towers, activation):
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    x, layers = drawn(2, 7, 3), [[(drawn(2, i, o), drawn(2, o)) for i, o in pairwise(widths)] for widths in towers]
+    found, expected = stacked.mlps(x, layers, activation), []
+    for tower in layers:
+        read = x
+        for place, (weight, bias) in enumerate(tower):
+            read = stacked.linear(getattr(torch, activation)(read) if place else read, weight, bias)
+        expected.append(read)
+    torch.testing.assert_close(found, tuple(expected))
+    leaves = [x, *(part for tower in layers for layer in tower for part in layer)]
+    weights = [drawn(*one.shape).detach() for one in expected]
+    for ours, theirs in zip(torch.autograd.grad(found, leaves, weights), torch.autograd.grad(expected, leaves, weights), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    with torch.no_grad():
+        torch.testing.assert_close(stacked.mlps(x, layers, activation), tuple(expected))

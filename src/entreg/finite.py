@@ -20,7 +20,7 @@ def all_finite(value: Any) -> bool:
     """
     if isinstance(value, np.ndarray | np.generic | float | int):
         return bool(np.isfinite(value).all())
-    if math.isfinite(value.sum()):  # then all of them are: 2 us where looking at each takes 6; finite numbers may have an infinite sum
+    if math.isfinite(value.detach().sum().item()):  # then all of them are: 2 us where looking at each takes 6; finite ones may still have an infinite sum
         return True
     import torch  # what is no number and no array is a tensor, so torch is loaded
 

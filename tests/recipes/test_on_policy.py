@@ -84,7 +84,7 @@ def test_truncation_bootstraps_and_termination_does_not(terminates, value, tmp_p
 
 @pytest.mark.parametrize("squash", [False, True])
 def test_continuous_actions_find_the_best_one(squash, tmp_path):
-    config = {"env": "tests.rl.small:Turn-v0", "squash": squash, "steps": 12_000, "learning_rate": "0.01", "gamma": 0.0, "rollout": 64, "epochs": 8}
+    config = {"env": "tests.rl.small:Turn-v0", "squash": squash, "steps": 12_000, "learning_rate": "linear(0.01, 0)", "gamma": 0.0, "rollout": 64, "epochs": 8}
     summary, records = trained(ppo, tmp_path, **config)
     from entreg.policy import load
 

@@ -117,3 +117,8 @@ def test_both_objectives_equal_exact_enumeration(over):
 def test_the_two_objectives_differ():
     logits = torch.tensor([[0.4, -0.3], [-1.0, 0.2]], requires_grad=True)
     assert (_estimated(logits, "action") - _estimated(logits, "trajectory")).abs().max() > 0.01
+
+
+def test_soft_rewards_carry_the_next_entropy_discounted_and_weighed_by_each_members_coefficient():
+    rewards, entropy = np.ones((2, 1, 3)), np.full((2, 1, 3), 4.0)
+    assert advantages.soft_rewards(rewards, entropy, np.array([0.5, 0.0]), 0.5).tolist() == [[[2.0] * 3], [[1.0] * 3]]

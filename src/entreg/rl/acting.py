@@ -56,10 +56,10 @@ class Policy:
         if self.moments is not None:
             batch = self.moments.normalise(batch)
         with torch.no_grad():
-            outputs = self.network.actor(torch.from_numpy(batch))
-            noise = torch.from_numpy(self._streams.noise((batch.shape[1], self.head.actions), self.head.noise))
-            legal = None if mask is None else torch.from_numpy(np.asarray(mask, dtype=bool).reshape(*batch.shape[:2], -1))
-            action = self.head.sample(outputs, noise, legal, temperature).numpy()
+            outputs = self.network.actor(torch.from_numpy(batch)).numpy()
+        noise = self._streams.noise((batch.shape[1], self.head.actions), self.head.noise)
+        legal = None if mask is None else np.asarray(mask, dtype=bool).reshape(*batch.shape[:2], -1)
+        action = self.head.sample(outputs, noise, legal, temperature)
         return self.head.to_environment(action.reshape(-1, action.shape[-1]))
 
     def state(self, member: int = 0) -> dict[str, Any]:

@@ -256,9 +256,9 @@ class Learner:
 
     def _act(self, observation: np.ndarray, noise: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
         """Actions `[M, n, A]` for observations `[M, n, D]` by noise `[M, n, A]`."""
-        outputs = self.network.actor(torch.from_numpy(observation))
+        outputs = self.network.actor(torch.from_numpy(observation)).numpy()
         self.check(logits=outputs)
-        return self.head.sample(outputs, torch.from_numpy(noise), None if mask is None else torch.from_numpy(mask)).numpy()
+        return self.head.sample(outputs, noise, mask)
 
     def check(self, **values: Any) -> None:
         """Stop on what is not finite, and leave a phase that a signal has waited for too long."""
