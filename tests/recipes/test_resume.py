@@ -10,7 +10,7 @@ BASE = ("--environments", "4", "--rollout", "32", "--hidden", "8", "--steps", "6
 CASES = {
     "ppo-population": ("ppo", "--coef", "linear(0.01, 0)", "--coef", "TargetEntropy(0.4)", "--normalise-observation", "--normalise-reward", "--seeds", "2"),
     "ppo-fused": ("ppo", "--update", "fused", "--coef", "linear(0.01, 0)", "--seeds", "2", "--threads", "2"),
-    "a2c-toy-text": ("a2c", "--env", "FrozenLake-v1", "--coef", "PI(0.5, 0.1, 0.01, (0, 1))", "--rollout", "16", "--over", "trajectory"),
+    "a2c-toy-text": ("a2c", "--env", "FrozenLake-v1", "--coef", "PI(0.5, 0.1, 0.01, (0, 1))", "--rollout", "16", "--steps", "9600", "--over", "trajectory"),
     "reinforce-continuous": ("reinforce", "--env", "Pendulum-v1", "--squash", "--coef", "Plateau(linear(0.1, 0), 5)"),
 }
 
