@@ -18,7 +18,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -130,24 +130,31 @@ def fork(served: Served | None, tests: Sequence[str], folder: Path) -> int:
         os._exit(code)
 
 
+def end(numbers: Iterable[int]) -> None:
+    """Kill these forks and what they have started."""
+    for number in numbers:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(number, signal.SIGKILL)
+
+
 def run(jobs: Sequence[tuple[Served | None, Sequence[str]]], folder: Path) -> list[tuple[str, str]]:
     """What became of each job, and what it printed; as many at a time as there are cores."""
     waiting, running, results = list(range(len(jobs)))[::-1], {}, [("", "")] * len(jobs)
-    while waiting or running:
-        while waiting and len(running) < (os.cpu_count() or 1):
-            index = waiting.pop()
-            running[fork(*jobs[index], folder / str(index))] = index, time.monotonic() + LIMIT
-        for number, (_, end) in running.items():
-            if time.monotonic() > end:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(number, signal.SIGKILL)
-        number, status = os.waitpid(-1, os.WNOHANG)
-        if number == 0:
-            time.sleep(0.02)
-            continue
-        index, _ = running.pop(number)
-        code = os.waitstatus_to_exitcode(status)
-        results[index] = STATUS.get(code, f"error: ended by signal {-code}"), (folder / f"{index}.txt").read_text(errors="replace")
+    try:
+        while waiting or running:
+            while waiting and len(running) < (os.cpu_count() or 1):
+                index = waiting.pop()
+                running[fork(*jobs[index], folder / str(index))] = index, time.monotonic() + LIMIT
+            end(number for number, (_, limit) in running.items() if time.monotonic() > limit)
+            number, status = os.waitpid(-1, os.WNOHANG)
+            if number == 0:
+                time.sleep(0.02)
+                continue
+            index, _ = running.pop(number)
+            code = os.waitstatus_to_exitcode(status)
+            results[index] = STATUS.get(code, f"error: ended by signal {-code}"), (folder / f"{index}.txt").read_text(errors="replace")
+    finally:
+        end(running)
     return results
 
 

@@ -37,6 +37,56 @@ def test_linear_is_each_members_own_affine_map():
         torch.testing.assert_close(found[member], x[member] @ own["weight"] + own["bias"])
 
 
+def _towers(members, sizes, seed):
+    draw = torch.Generator().manual_seed(seed)
+    return [(torch.randn(members, i, o, generator=draw) / i**0.5, torch.randn(members, o, generator=draw)) for i, o in pairwise(sizes)]
+
+
+def _grads(outputs, inputs):
+    draw = torch.Generator().manual_seed(9)
+    weights = [torch.randn(part.shape, generator=draw) for part in outputs]
+    return torch.autograd.grad(outputs, inputs, weights)
+
+
+@pytest.mark.parametrize("items", [5, 100])
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_networks_and_their_gradients_equal_torchs_own_operations(activation, items):
+    towers = [_towers(3, (4, 16, 8, 2), 0), _towers(3, (4, 16, 1), 1), _towers(3, (4, 12), 2)]
+    x = torch.randn(3, items, 4)
+    leaves = [x, *(part for tower in towers for layer in tower for part in layer)]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    expected = [stacked.plain_mlp(x, tower, getattr(torch, activation)) for tower in towers]
+    found = stacked.mlps(x, towers, activation)
+    with torch.no_grad():
+        without = stacked.mlps(x, towers, activation)
+    for one, other, plain in zip(found, without, expected, strict=True):
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one, plain, rtol=1e-5, atol=1e-6)
+    for one, plain in zip(_grads(found, leaves), _grads(expected, leaves), strict=True):
+        torch.testing.assert_close(one, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_in_a_population_is_the_one_it_is_alone():
+    towers, x = [_towers(3, (4, 16, 16, 2), 0), _towers(3, (4, 16, 16, 1), 1)], torch.randn(3, 100, 4)
+    together = stacked.mlps(x, towers, "tanh")
+    for member in range(3):
+        at = slice(member, member + 1)
+        alone = stacked.mlps(x[at], [[(weight[at], bias[at]) for weight, bias in tower] for tower in towers], "tanh")
+        for one, other in zip(together, alone, strict=True):
+            torch.testing.assert_close(one[at], other, rtol=1e-6, atol=1e-6)
+
+
+def test_a_network_whose_outputs_are_unused_gets_no_gradient_and_second_derivatives_are_refused():
+    towers, x = [_towers(1, (2, 3, 1), 0), _towers(1, (2, 3, 1), 1)], torch.randn(1, 4, 2, requires_grad=True)
+    parameters = [part.requires_grad_() for tower in towers for layer in tower for part in layer]
+    first, _ = stacked.mlps(x, towers, "tanh")
+    grads = torch.autograd.grad(first.sum(), parameters, retain_graph=True)
+    assert all(grad.abs().sum() > 0 for grad in grads[:4]) and all(grad.abs().sum() == 0 for grad in grads[4:])
+    with pytest.raises(NotImplementedError, match="first derivatives"):
+        torch.autograd.grad(first.sum(), x, create_graph=True)
+
+
 def test_convolution_is_each_members_own():
     x, weight, bias = torch.randn(2, 3, 4, 8, 8), torch.randn(2, 6, 4, 3, 3), torch.randn(2, 6)
     found = stacked.conv2d(x, weight, bias, 2)

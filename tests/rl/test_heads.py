@@ -23,6 +23,11 @@ def outputs(head, items=6, seed=0):
     return torch.randn(1, items, head.outputs + head.log_std, generator=torch.Generator().manual_seed(seed))
 
 
+def taken(head, given, noise, mask=None, temperature=1.0):
+    """Actions of tensors, as a tensor: heads draw in NumPy."""
+    return torch.from_numpy(head.sample(given.numpy(), noise.numpy(), None if mask is None else mask.numpy(), temperature))
+
+
 def joint(logits, mask=None):
     """Log-probabilities of the six actions of `TWO`, `(M, N, 6)`, in the order of `itertools.product`."""
     logits = logits if mask is None else logits.masked_fill(~mask, -math.inf)
@@ -36,15 +41,15 @@ def test_evenly_spread_noise_gives_every_class_its_share(temperature, mask):
     logits = outputs(ONE, 1).expand(1, 4000, 4)
     noise = (torch.arange(4000) / 4000)[None, :, None]
     legal = None if mask is None else mask.expand(1, 4000, 4)
-    share = torch.bincount(ONE.sample(logits, noise, legal, temperature).flatten(), minlength=4) / 4000
+    share = torch.bincount(taken(ONE, logits, noise, legal, temperature).flatten(), minlength=4) / 4000
     allowed = logits[0, 0] if mask is None else logits[0, 0].masked_fill(~mask, -math.inf)
     torch.testing.assert_close(share, torch.softmax(allowed / temperature, -1), rtol=0, atol=1e-3)
 
 
 def test_temperature_zero_takes_the_most_probable_legal_action():
     logits = torch.tensor([[[1.0, 9.0, 2.0, 0.0, 3.0]]])
-    assert TWO.sample(logits, torch.zeros(1, 1, 2), None, 0.0).tolist() == [[[1, 1]]]
-    assert TWO.sample(logits, torch.zeros(1, 1, 2), MASK.expand(1, 1, 5), 0.0).tolist() == [[[2, 0]]]
+    assert taken(TWO, logits, torch.zeros(1, 1, 2), None, 0.0).tolist() == [[[1, 1]]]
+    assert taken(TWO, logits, torch.zeros(1, 1, 2), MASK.expand(1, 1, 5), 0.0).tolist() == [[[2, 0]]]
     assert TWO.mode(logits[0]).tolist() == [[1, 1]] and ONE.mode(logits[0, :, :4]).tolist() == [1]
     assert ONE.to_environment(np.array([[2]])).tolist() == [2] and TWO.to_environment(np.array([[2, 1]])).tolist() == [[2, 1]]
 
@@ -52,7 +57,7 @@ def test_temperature_zero_takes_the_most_probable_legal_action():
 def test_noise_at_the_ends_takes_no_class_without_probability():
     logits = torch.full((1, 2, 4), -math.inf)
     logits[..., 1:3] = 0.0
-    assert ONE.sample(logits, torch.tensor([[[0.0], [1.0 - 2**-24]]]), None).flatten().tolist() == [1, 2]
+    assert taken(ONE, logits, torch.tensor([[[0.0], [1.0 - 2**-24]]])).flatten().tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("mask", [None, MASK], ids=["all", "masked"])
@@ -88,7 +93,7 @@ def test_a_gaussian_is_torchs_and_is_clipped_to_the_bounds():
     given = outputs(PLAIN)
     assert given.shape[-1] == 4
     peer = torch.distributions.Independent(torch.distributions.Normal(given[..., :2], given[..., 2:].exp()), 1)
-    action = PLAIN.sample(given, torch.full((1, 6, 2), 0.7), None)
+    action = taken(PLAIN, given, torch.full((1, 6, 2), 0.7))
     torch.testing.assert_close(action, given[..., :2] + 0.7 * given[..., 2:].exp())
     log_prob, entropy = PLAIN.stats(given, action, SHANNON, None)
     torch.testing.assert_close(log_prob, peer.log_prob(action))
@@ -104,7 +109,7 @@ def test_a_gaussian_is_torchs_and_is_clipped_to_the_bounds():
 def test_a_squashed_gaussian_is_the_exact_one_and_fills_the_bounds():
     given = outputs(SQUASHED) / 2
     peer = torch.distributions.Independent(TanhNormal(given[..., :2], log_std=given[..., 2:]), 1)
-    action = SQUASHED.sample(given, torch.full((1, 6, 2), 0.7), None)
+    action = taken(SQUASHED, given, torch.full((1, 6, 2), 0.7))
     log_prob, entropy = SQUASHED.stats(given, action, SHANNON, None)
     torch.testing.assert_close(log_prob, peer.base_dist.log_prob(action.tanh(), pre_tanh=action).sum(-1))
     torch.testing.assert_close(entropy, peer.base_dist.entropy().sum(-1))
@@ -117,7 +122,7 @@ def test_a_squashed_scale_stays_within_its_limits():
     for log_std, used in ((-99.0, LOG_STD_MIN), (99.0, LOG_STD_MAX)):
         given, limit = (torch.tensor([[[0.3, -0.2, scale, scale]]]) for scale in (log_std, used))
         noise, action = torch.ones(1, 1, 2), torch.tensor([[[0.3, 0.1]]])
-        torch.testing.assert_close(SQUASHED.sample(given, noise, None), SQUASHED.sample(limit, noise, None))
+        torch.testing.assert_close(taken(SQUASHED, given, noise), taken(SQUASHED, limit, noise))
         torch.testing.assert_close(SQUASHED.stats(given, action, SHANNON, None), SQUASHED.stats(limit, action, SHANNON, None))
         assert SQUASHED.kl(given, limit, None).item() == 0
 

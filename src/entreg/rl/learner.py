@@ -194,8 +194,9 @@ class Learner:
         if not self.complete and self.stopped in (None, "stop_at", "max_time"):
             self.evaluate()
             if self.config.video and self.run.stopping() in (None, "max_time"):
-                file = self.run.folder / "media" / "episode.gif"
-                acting.film(acting.from_checkpoint(self.state_dict(), 0), self.config.env, self.config.env_kwargs, file, seed=self.members[0].seed)
+                best = int(np.nanargmax([*self.books.evaluated, -math.inf])) % len(self.members)
+                policy, file = acting.from_checkpoint(self.state_dict(), best), self.run.folder / "media" / "episode.gif"
+                acting.film(policy, self.config.env, self.config.env_kwargs, file, seed=self.members[best].seed + acting.EVALUATION_SEED)
             self.complete = self.update == self.updates or self.stopped == "stop_at"
         if self.stopped is not None:
             self.run.stop(self.stopped)
