@@ -49,7 +49,10 @@ PAIR = ("0", "linear(0.01, 0)")
 ZOO = "stable-baselines3 zoo: "
 STUDIES: Mapping[str, Mapping[str, Arm]] = {
     "cartpole": {"PPO": Arm("ppo-cartpole", 20, PAIR, 30, 475.0, ZOO + "500 at 100k steps")},
-    "acrobot": {"PPO": Arm("ppo-acrobot", 5, PAIR, 200, -100.0, ZOO + "-73.5 at 1M steps", {"steps": 300_000})},
+    "acrobot": {
+        "PPO, 300k steps": Arm("ppo-acrobot", 5, PAIR, 200, -100.0, changes={"steps": 300_000}),
+        "PPO, 1M steps": Arm("ppo-acrobot", 5, ("0",), 200, -100.0, ZOO + "-73.5 at 1M steps"),
+    },
     "pendulum": {
         "PPO, Gaussian": Arm("ppo-pendulum", 10, PAIR, 300, None, ZOO + "-172 at 100k steps"),
         "PPO, squashed": Arm("ppo-pendulum-squashed", 10, PAIR, 300),
