@@ -42,17 +42,29 @@ class RunSettings:
     """What every recipe's run can be told; times in seconds, `eval_every` in steps."""
 
     seed: int = 0
+    """The only source of randomness; members of a population count up from it."""
     deterministic: bool = False
+    """Refuse operations of torch that are not deterministic (on a CPU runs are deterministic anyway)."""
     threads: int = 1
+    """Threads of torch and of fused updates; small networks are fastest with one."""
     out: Path = Path("runs")
-    resume: str | None = None  # a run folder, or "latest"
-    checkpoint_every: float = 5.0  # 0: at every call
+    """Folder in which the run's own folder is made."""
+    resume: str | None = None
+    """Go on with a run: its folder, or latest."""
+    checkpoint_every: float = 5.0
+    """Seconds between checkpoints; 0: at every opportunity."""
     eval_every: int | None = None
+    """Steps between evaluations; one is made at the end in any case."""
     max_time: float | None = None
+    """Seconds after which to stop and save."""
     dry_run: bool = False
-    track: tuple[str, ...] = ()  # of "tensorboard", "trackio", "wandb"
+    """Two updates, evaluate, save, reload, look at the free space; nothing is kept."""
+    track: tuple[str, ...] = ()
+    """Also send the records to tensorboard, trackio or wandb."""
     quiet: bool = False
+    """No progress on stderr."""
     json: bool = False
+    """Print the result as one JSON object."""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
