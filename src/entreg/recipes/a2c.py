@@ -10,7 +10,7 @@ from entreg.rl.config import OnPolicyConfig
 from entreg.rl.learner import Learner
 from entreg.run import Run, Summary
 
-STATUS = "experimental"
+STATUS = "stable"
 SUMMARY = "Advantage actor-critic (A2C)"
 
 
@@ -22,6 +22,8 @@ class Config(OnPolicyConfig):
     """Steps of each environment in a rollout."""
     lam: float = 1.0
     """GAE's lambda; 1 is the return to go minus the value."""
+    learning_rate: str = "linear(0.003, 0)"
+    """A number or a schedule over the run."""
     normalise_advantage: bool = False
     """Shift and scale the advantages of a rollout."""
 
