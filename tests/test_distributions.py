@@ -234,6 +234,10 @@ def test_masked_categorical_refuses_an_empty_row():
         MaskedCategorical(torch.zeros(2, 3), torch.tensor([[True, True, False], [False, False, False]]))
     with pytest.raises(ValueError, match="no class"):
         MaskedCategorical(torch.full((3,), -math.inf))
+    with pytest.raises(ValueError, match="0 rows have no class, 1 hold a NaN"):
+        MaskedCategorical(torch.tensor([math.nan, 0.0]))
+    with pytest.raises(ValueError, match=r"support: got torch\.float32; legal is a boolean tensor"):
+        MaskedCategorical(torch.zeros(3), torch.ones(3))
 
 
 # Joint

@@ -126,8 +126,10 @@ def discrete_divergence(logits_p: ArrayLike, logits_q: ArrayLike, order: float =
     log_p, log_q = np.broadcast_arrays(log_softmax(logits_p, support), log_softmax(logits_q, support))
     p, present = np.exp(log_p), log_p > -np.inf
     ratio = np.where(present, log_p, 0) - np.where(present, log_q, 0)
-    if a == 1:
-        return _expect(p, ratio)
+    if abs(a - 1) < 1e-5:  # two terms of the series, as in `discrete_entropy`
+        kl = _expect(p, ratio)
+        variance = 0 if a == 1 else _expect(p, (ratio - kl[..., None]) ** 2)
+        return np.asarray(kl + (a - 1) / 2 * variance)
     if math.isinf(a):
         return np.asarray(np.where(present, ratio, -np.inf).max(-1))
     return _logsumexp(np.where(present, log_q if a == 0 else log_q + a * ratio if a < 1 else log_p + (a - 1) * ratio, -np.inf)) / (a - 1)
@@ -199,8 +201,10 @@ def _squashed_renyi(mean: float, std: float, a: float) -> float:
         pieces.append((log_density, 2 * (math.log(2) - v - np.log1p(np.exp(-2 * v))), np.log(half * _WEIGHTS)))
     log_density, log_slope, log_weight = (np.concatenate([piece[i].ravel() for piece in pieces]) for i in range(3))
     log_y = log_density - log_slope  # log density of y = tanh(u), at nodes in u
-    if a == 1:
-        return float(-(np.exp(log_weight + log_density) * log_y).sum())
+    if abs(a - 1) < 1e-5:  # two terms of the series, as in `discrete_entropy`
+        weight = np.exp(log_weight + log_density)
+        mean = (weight * log_y).sum()
+        return float(-mean - (a - 1) / 2 * (weight * (log_y - mean) ** 2).sum())
     if math.isinf(a):
         return float(-log_y.max())
     return float(_logsumexp(log_weight + a * log_y + log_slope) / (1 - a))
@@ -209,8 +213,8 @@ def _squashed_renyi(mean: float, std: float, a: float) -> float:
 def squashed_gaussian_entropy(mean: ArrayLike, log_std: ArrayLike, family: str = "shannon", order: float = 1.0) -> Array:
     """Differential entropy of `tanh(u)`, `u ~ N(mean, std^2)` with independent dimensions, by quadrature, `[*, D], [*, D] -> [*]`, nats.
 
-    `-E log p(y)` with `log p(y) = log p(u) - log(1 - tanh(u)^2)`. It may be negative, and has a maximum over std. Orders > 0; infinite order is finite only
-    while the density is bounded (std < 1/sqrt(2)) and is found to grid accuracy.
+    `-E log p(y)` with `log p(y) = log p(u) - log(1 - tanh(u)^2)`. It may be negative, and has a maximum over std. Orders > 0, else ValueError; order infinity
+    is found to grid accuracy.
 
     >>> float(squashed_gaussian_entropy([0.0], np.log([0.8744])).round(4))
     0.6836

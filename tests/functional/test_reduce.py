@@ -38,3 +38,11 @@ def test_weights_and_sequences():
 def test_a_mask_that_does_not_fit_is_an_error():
     with pytest.raises(ValueError, match=r"mask: got shape \(3,\), legal is one that broadcasts to \(2,\)"):
         tally(torch.zeros(2), torch.ones(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int32])
+def test_counts_beyond_half_precision_and_fractional_weights_of_integers(dtype):
+    whole = tally(torch.ones(70_000, dtype=dtype)) + tally(torch.ones(1, dtype=dtype))
+    assert (whole.total.item(), whole.weight.item(), whole.mean.dtype) == (70_001, 70_001, torch.float32)
+    assert tally(torch.tensor([1, 3], dtype=dtype), torch.tensor([0.5, 0.5])).mean.item() == 2
+    assert tally(torch.ones(2, dtype=torch.float64)).total.dtype == torch.float64
