@@ -34,6 +34,7 @@ from entreg.state import State, require_safetensors
 __all__ = ["NonFinite", "Run", "RunSettings", "Summary", "closing", "exit_status", "find_run", "read_config"]
 ROOM = 64 * 2**20  # bytes a run may need beside its checkpoints (records, report)
 KEPT = ("seed", "deterministic", "threads", "eval_every")  # what a resumed run takes from its config.json: they shape the trajectory
+SEEDS, THREADS = 2**53, 1024  # the most: whole numbers that every reader of JSON keeps; torch dies without a word of 100 000 threads
 PATIENCE = 7.0  # seconds that a phase may take to its end after a signal; leaves three to save and exit
 
 
@@ -67,10 +68,10 @@ class RunSettings:
     """Print the result as one JSON object."""
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; legal are integers from 0")
-        if self.threads < 1:
-            raise ValueError(f"threads is {self.threads}; legal are integers from 1")
+        if not 0 <= self.seed <= SEEDS:
+            raise ValueError(f"seed is {self.seed}; legal are integers from 0 to {SEEDS}")
+        if not 1 <= self.threads <= THREADS:
+            raise ValueError(f"threads is {self.threads}; legal are integers from 1 to {THREADS}")
         if not self.checkpoint_every >= 0:
             raise ValueError(f"checkpoint_every is {self.checkpoint_every}; legal are seconds from 0")
         if self.eval_every is not None and self.eval_every < 1:
