@@ -286,6 +286,8 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(family):
         slope = gradient(lambda z: top_p_entropy(z, p, family), logits)  # noqa: B023
         torch.testing.assert_close(slope[kept], gradient(lambda z: categorical_entropy(z, family), logits[kept]))
         assert slope.count_nonzero() <= len(kept)
+    dyadic = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64).log()
+    torch.testing.assert_close(top_p_entropy(dyadic, 0.5, family), torch.zeros((), dtype=torch.float64))  # reached exactly: no further class
     banned = torch.tensor([True, False, True, True])
     torch.testing.assert_close(top_p_entropy(logits, 0.55, family, support=banned), categorical_entropy(logits[[2]], family))
     torch.testing.assert_close(top_p_entropy(logits, 0.65, family, support=banned), categorical_entropy(logits[[2, 3]], family))

@@ -33,6 +33,8 @@ def test_weights_and_sequences():
     rows = tally(values, torch.tensor([[True, True, False], [False, False, False]]), dim=-1)
     assert rows.total.tolist() == [3.0, 0.0] and rows.weight.tolist() == [2.0, 0.0]
     assert rows.mean[0].item() == 1.5 and bool(rows.mean[1].isnan())
+    learnt = torch.tensor([0.5, 1.0, 0.0], requires_grad=True)
+    assert not tally(values, learnt).mean.requires_grad  # a weight says what counts; it is not trained
 
 
 def test_a_mask_that_does_not_fit_is_an_error():
