@@ -175,6 +175,21 @@ def test_mean_median_and_mode():
     torch.testing.assert_close(dist.log_prob(dist.mode), -entropy(dist, min_entropy))
 
 
+def test_a_value_of_one_is_the_last_number_before_it():
+    for dtype in (torch.float32, torch.float64):
+        policy, one = TanhNormal(torch.zeros(2, dtype=dtype), 1.0), torch.tensor([1.0, -1.0], dtype=dtype)
+        last = torch.nextafter(one, torch.zeros_like(one))
+        torch.testing.assert_close(policy.log_prob(one), policy.log_prob(last, pre_tanh=last.atanh()))
+
+
+@pytest.mark.parametrize("event", [0, 1, 2, 3])
+def test_independent_sums_over_all_its_event_dimensions(event):
+    base = Normal(torch.zeros(2, 3, 4), torch.rand(2, 3, 4) + 0.5)
+    dist = Independent(base, event)
+    torch.testing.assert_close(entropy(dist), dist.entropy())
+    assert entropy(Independent(Independent(base, 1), 1), renyi(2)).shape == (2,)
+
+
 def test_tanh_normal_takes_numbers_broadcasts_and_refuses():
     assert TanhNormal(0.0, 1.0).batch_shape == ()
     assert TanhNormal(torch.zeros(4, 1), log_std=torch.zeros(3)).batch_shape == (4, 3)
@@ -234,6 +249,10 @@ def test_masked_categorical_refuses_an_empty_row():
         MaskedCategorical(torch.zeros(2, 3), torch.tensor([[True, True, False], [False, False, False]]))
     with pytest.raises(ValueError, match="no class"):
         MaskedCategorical(torch.full((3,), -math.inf))
+    with pytest.raises(ValueError, match="0 rows have no class, 1 hold a NaN"):
+        MaskedCategorical(torch.tensor([math.nan, 0.0]))
+    with pytest.raises(ValueError, match=r"support: got torch\.float32; legal is a boolean tensor"):
+        MaskedCategorical(torch.zeros(3), torch.ones(3))
 
 
 # Joint

@@ -63,6 +63,15 @@ def test_series_and_quotient_meet_near_order_one():
         np.testing.assert_allclose((outside - inside) / (sign * 0.02e-5), -reference.varentropy(logits) / 2, rtol=0.01)
 
 
+def test_divergences_and_squashed_entropies_keep_their_digits_near_order_one():
+    """Differences from order 1 are -(a - 1)/2 times a variance: 1e-16 / (a - 1) of rounding would show."""
+    logits = np.log(PROBS), np.log(PROBS[[2, 0, 3, 1]])
+    for function in (lambda a: reference.discrete_divergence(*logits, a), lambda a: reference.squashed_gaussian_entropy([0.7], [0.1], "renyi", a)):
+        slope = (function(1 + 2e-3) - function(1 - 2e-3)) / 4e-3
+        for step in (1e-14, -1e-14, 1e-9, -1e-9, 0.9e-5, -0.9e-5, 1.1e-5):
+            assert function(1 + step) - function(1) == pytest.approx(slope * step, rel=1e-3, abs=1e-9)
+
+
 def test_divergences_by_their_definitions():
     p, q = PROBS, PROBS[[2, 0, 3, 1]]
     logits = np.log(p), np.log(q)
@@ -129,6 +138,9 @@ def test_squashed_facts():
     alone = reference.squashed_gaussian_entropy([0.2], [0.0]) + reference.squashed_gaussian_entropy([-1.0], [-1.0])
     np.testing.assert_allclose(both, [alone])
     assert reference.squashed_gaussian_entropy([0.0], [math.log(0.3)], "min_entropy") == pytest.approx(-stats.norm(0, 0.3).logpdf(0), abs=1e-4)
+    u = np.linspace(-20, 20, 400_001)  # a wide one has two bounded peaks
+    largest = (stats.norm(0, 2).logpdf(u) - 2 * (math.log(2) - np.abs(u) - np.log1p(np.exp(-2 * np.abs(u))))).max()
+    assert reference.squashed_gaussian_entropy([0.0], [math.log(2)], "min_entropy") == pytest.approx(-largest, abs=1e-4)
 
 
 def test_the_loss():

@@ -36,7 +36,7 @@ def test_the_loss_is_the_weighted_mean_entropy_with_its_exact_gradient(sense, si
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
 def test_a_mask_says_which_items_count(dtype):
-    entropy, mask = batch(), torch.tensor([1, 0, 1, 1, 0, 0]).to(dtype)
+    entropy, mask = batch(), torch.tensor([0.25 if dtype == torch.float32 else 1, 0, 1, 1, 0, 0]).to(dtype)  # nonzero is what counts, not how much
     with torch.no_grad():
         entropy[1] = math.nan
     regularizer = EntropyRegularizer(0.5)
@@ -205,8 +205,6 @@ def test_stacked_is_one_call_of_each_member():
         for regularizer in (*alone, *together) if step % 2 else ():  # windows of two batches of unequal size
             regularizer.step(**SIGNALS)
         assert [one.coef for one in together] == pytest.approx([one.coef for one in alone], rel=1e-12)
-    with pytest.raises(ValueError, match="zip"):
-        stacked(together, entropy[0][:2])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -219,6 +217,39 @@ def test_half_precision_is_summed_in_float32(dtype):
     assert regularizer.entropy == 1.5
     assert term.loss.dtype == torch.float32
     assert entropy.grad.dtype == dtype
+    assert stacked([regularizer], entropy[None]).loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("field", "value"), [("window", [1]), ("window", None), ("window", [0, "1"]), ("late", "x"), ("late", [1])])
+def test_a_broken_state_is_refused_and_changes_nothing(field, value):
+    regularizer = EntropyRegularizer(ROWS[5].closed, lag=1)
+    for _ in range(2):
+        regularizer(batch())
+        regularizer.step()
+    before = regularizer.state_dict()
+    with pytest.raises(ValueError, match=f"state: {field}=.*legal: two numbers"):
+        regularizer.load_state_dict({**EntropyRegularizer(ROWS[5].closed).state_dict(), field: value})
+    assert regularizer.state_dict() == before
+
+
+def test_a_window_with_a_nan_is_saved_and_loaded():
+    regularizer = EntropyRegularizer(0.1)
+    regularizer(torch.tensor([math.nan, 1.0]))
+    again = EntropyRegularizer(0.1)
+    again.load_state_dict(json.loads(json.dumps(regularizer.state_dict())))
+    again.step()
+    assert math.isnan(again.entropy)
+
+
+def test_a_late_window_is_saved_only_when_its_copy_has_arrived():
+    class Copy:
+        def synchronize(self):
+            window[0] = 6.0
+
+    window = torch.zeros(2)
+    regularizer = EntropyRegularizer(0.1, lag=1)
+    regularizer._late = window, Copy()
+    assert regularizer.state_dict()["late"] == [6.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -231,6 +262,10 @@ def test_half_precision_is_summed_in_float32(dtype):
         (lambda: EntropyRegularizer(TargetEntropy(1)), "TargetEntropy: open: lr, init_coef; legal"),
         (lambda: EntropyRegularizer(0.1)(torch.ones(2, 3), torch.ones(3)), r"mask: shape \(3,\); legal: that of entropy, \(2, 3\)"),
         (lambda: EntropyRegularizer(0.1)(torch.ones(2), denominator=0), "denominator=0; legal: a number > 0"),
+        (lambda: EntropyRegularizer(0.1)(torch.ones(2), denominator=torch.ones(2)), r"denominator: shape \(2,\); legal: one number"),
+        (lambda: stacked([EntropyRegularizer(0.1)], torch.ones(2, 3)), r"entropy: shape \(2, 3\); legal: \(1, N\)"),
+        (lambda: stacked([EntropyRegularizer(0.1)], torch.ones(1, 0)), r"entropy: shape \(1, 0\); legal: \(1, N\)"),
+        (lambda: stacked([EntropyRegularizer(0.1)], torch.ones(1)), r"entropy: shape \(1,\); legal: \(1, N\)"),
         (lambda: EntropyRegularizer(0.1).load_state_dict({}), "state: .*legal: the fields controller, window, late"),
         (lambda: EntropyRegularizer(0.1).load_state_dict(EntropyRegularizer(ROWS[5].closed).state_dict()), "state=.*legal: the fields step of Clock"),
     ],

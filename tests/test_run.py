@@ -81,7 +81,9 @@ def test_closing_lines(tmp_path):
     "wrong",
     [
         {"seed": -1},
+        {"seed": 10**22},
         {"threads": 0},
+        {"threads": 100_000},
         {"checkpoint_every": -1.0},
         {"checkpoint_every": float("nan")},
         {"eval_every": 0},

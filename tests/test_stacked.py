@@ -37,54 +37,76 @@ def test_linear_is_each_members_own_affine_map():
         torch.testing.assert_close(found[member], x[member] @ own["weight"] + own["bias"])
 
 
-def _towers(members, sizes, seed):
-    draw = torch.Generator().manual_seed(seed)
-    return [(torch.randn(members, i, o, generator=draw) / i**0.5, torch.randn(members, o, generator=draw)) for i, o in pairwise(sizes)]
+def _networks(members, towers, seed=0):
+    """Parameters with random values of networks with these widths, and the names of their layers."""
+    names = [[(f"{tower}.{layer}.weight", f"{tower}.{layer}.bias") for layer in range(len(widths) - 1)] for tower, widths in enumerate(towers)]
+    shapes = {}
+    for layers, widths in zip(names, towers, strict=True):
+        for (weight, bias), (i, o) in zip(layers, pairwise(widths), strict=True):
+            shapes |= {weight: (i, o), bias: (o,)}
+    parameters = stacked.FlatParameters(members, shapes)
+    parameters.data.copy_(torch.randn(parameters.data.shape, generator=torch.Generator().manual_seed(seed)) / 2)
+    return parameters, names
 
 
-def _grads(outputs, inputs):
-    draw = torch.Generator().manual_seed(9)
-    weights = [torch.randn(part.shape, generator=draw) for part in outputs]
-    return torch.autograd.grad(outputs, inputs, weights)
-
-
-@pytest.mark.parametrize("items", [5, 100])
+@pytest.mark.parametrize("items", [7, 100])
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
-def test_networks_and_their_gradients_equal_torchs_own_operations(activation, items):
-    towers = [_towers(3, (4, 16, 8, 2), 0), _towers(3, (4, 16, 1), 1), _towers(3, (4, 12), 2)]
-    x = torch.randn(3, items, 4)
-    leaves = [x, *(part for tower in towers for layer in tower for part in layer)]
-    for leaf in leaves:
-        leaf.requires_grad_()
-    expected = [stacked.plain_mlp(x, tower, getattr(torch, activation)) for tower in towers]
-    found = stacked.mlps(x, towers, activation)
+@pytest.mark.parametrize("towers", [[(3, 2)], [(3, 5, 2)], [(3, 5, 4, 2), (3, 4, 1)]], ids=str)
+def test_networks_are_their_layers_in_turn_with_their_gradients(towers, activation, items):
+    parameters, names = _networks(2, towers)
+    x = torch.randn(2, items, 3, requires_grad=True)
+    expected = []
+    for tower in names:
+        read = x
+        for place, (weight, bias) in enumerate(tower):
+            read = stacked.linear(getattr(torch, activation)(read) if place else read, parameters[weight], parameters[bias])
+        expected.append(read)
+    weights = [torch.randn(one.shape) for one in expected]
+    of_x = torch.autograd.grad(expected, x, weights, retain_graph=True)
+    parameters.backward(*zip(expected, weights, strict=True))
+    theirs = parameters.grad, *of_x
+    found = stacked.mlps(x, parameters, names, activation)
+    torch.testing.assert_close(found, tuple(expected), rtol=1e-5, atol=1e-5)
+    parameters.backward(*zip(found, weights, strict=True))
+    ours = parameters.grad, *torch.autograd.grad(stacked.mlps(x, parameters, names, activation), x, weights)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
-        without = stacked.mlps(x, towers, activation)
-    for one, other, plain in zip(found, without, expected, strict=True):
-        assert torch.equal(one, other)
-        torch.testing.assert_close(one, plain, rtol=1e-5, atol=1e-6)
-    for one, plain in zip(_grads(found, leaves), _grads(expected, leaves), strict=True):
-        torch.testing.assert_close(one, plain, rtol=1e-4, atol=1e-5)
+        assert all(torch.equal(one, other) for one, other in zip(stacked.mlps(x, parameters, names, activation), found, strict=True))
+
+
+def test_gradients_of_named_parameters_and_of_networks_add_up():
+    parameters, ((layer, other),) = _networks(2, [(3, 4, 1)])
+    x = torch.randn(2, 6, 3)
+    (outputs,) = stacked.mlps(x, parameters, [[layer, other]], "tanh")
+    parameters.backward((outputs, torch.ones_like(outputs)))
+    alone = parameters.grad.clone()
+    (outputs,) = stacked.mlps(x, parameters, [[layer, other]], "tanh")
+    parameters.backward((outputs, torch.ones_like(outputs)), (parameters[layer[1]].sum(), torch.tensor(2.0)))
+    alone[:, 12:16] += 2
+    torch.testing.assert_close(parameters.grad, alone)
 
 
 def test_a_network_in_a_population_is_the_one_it_is_alone():
-    towers, x = [_towers(3, (4, 16, 16, 2), 0), _towers(3, (4, 16, 16, 1), 1)], torch.randn(3, 100, 4)
-    together = stacked.mlps(x, towers, "tanh")
+    widths = [(4, 16, 16, 2), (4, 16, 16, 1)]
+    (parameters, names), (own, _), x = _networks(3, widths), _networks(1, widths), torch.randn(3, 100, 4)
+    together = stacked.mlps(x, parameters, names, "tanh")
+    parameters.backward(*((one, torch.ones_like(one)) for one in together))
     for member in range(3):
-        at = slice(member, member + 1)
-        alone = stacked.mlps(x[at], [[(weight[at], bias[at]) for weight, bias in tower] for tower in towers], "tanh")
+        own.data.copy_(parameters.data[member])
+        alone = stacked.mlps(x[member : member + 1], own, names, "tanh")
+        own.backward(*((one, torch.ones_like(one)) for one in alone))
         for one, other in zip(together, alone, strict=True):
-            torch.testing.assert_close(one[at], other, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(one[member], other[0], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(parameters.grad[member], own.grad[0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_network_whose_outputs_are_unused_gets_no_gradient_and_second_derivatives_are_refused():
-    towers, x = [_towers(1, (2, 3, 1), 0), _towers(1, (2, 3, 1), 1)], torch.randn(1, 4, 2, requires_grad=True)
-    parameters = [part.requires_grad_() for tower in towers for layer in tower for part in layer]
-    first, _ = stacked.mlps(x, towers, "tanh")
-    grads = torch.autograd.grad(first.sum(), parameters, retain_graph=True)
-    assert all(grad.abs().sum() > 0 for grad in grads[:4]) and all(grad.abs().sum() == 0 for grad in grads[4:])
+    parameters, names = _networks(1, [(2, 3, 1), (2, 3, 1)])
+    first, _ = stacked.mlps(torch.randn(1, 4, 2), parameters, names, "tanh")
     with pytest.raises(NotImplementedError, match="first derivatives"):
-        torch.autograd.grad(first.sum(), x, create_graph=True)
+        torch.autograd.grad(first.sum(), parameters.whole, create_graph=True)
+    parameters.backward((first, torch.ones_like(first)))
+    assert (parameters.grad[:, :13] != 0).all() and (parameters.grad[:, 13:] == 0).all()
 
 
 def test_convolution_is_each_members_own():
@@ -132,27 +154,3 @@ def test_adam_goes_on_from_its_state():
     first.grad.fill_(-0.2), second.grad.fill_(-0.2)
     one.step(0.1), resumed.step(0.1)
     assert torch.equal(first.data, second.data)
-
-
-@pytest.mark.parametrize("activation", ["tanh", "relu"])
-@pytest.mark.parametrize("towers", [[(3, 2)], [(3, 5, 2)], [(3, 5, 4, 2), (3, 4, 1)]], ids=str)
-def test_networks_are_their_layers_in_turn_with_their_gradients(towers, activation):
-    generator = torch.Generator().manual_seed(0)
-
-    def drawn(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
-
-    x, layers = drawn(2, 7, 3), [[(drawn(2, i, o), drawn(2, o)) for i, o in pairwise(widths)] for widths in towers]
-    found, expected = stacked.mlps(x, layers, activation), []
-    for tower in layers:
-        read = x
-        for place, (weight, bias) in enumerate(tower):
-            read = stacked.linear(getattr(torch, activation)(read) if place else read, weight, bias)
-        expected.append(read)
-    torch.testing.assert_close(found, tuple(expected))
-    leaves = [x, *(part for tower in layers for layer in tower for part in layer)]
-    weights = [drawn(*one.shape).detach() for one in expected]
-    for ours, theirs in zip(torch.autograd.grad(found, leaves, weights), torch.autograd.grad(expected, leaves, weights), strict=True):
-        torch.testing.assert_close(ours, theirs)
-    with torch.no_grad():
-        torch.testing.assert_close(stacked.mlps(x, layers, activation), tuple(expected))

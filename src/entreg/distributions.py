@@ -16,6 +16,7 @@ from torch.distributions import Bernoulli, Categorical, Distribution, Independen
 from torch.distributions.kl import register_kl
 from torch.distributions.utils import broadcast_all
 
+from entreg.functional._precision import full_precision
 from entreg.functional.categorical import bernoulli_entropy, categorical_entropy, categorical_entropy_from_probs, categorical_kl
 from entreg.functional.continuous import (
     gaussian_entropy,
@@ -114,7 +115,7 @@ class TanhNormal(Distribution):
                 raise ValueError(f"std: smallest is {float(std.min())}; legal are positive numbers")
             log_std = std.log()
         assert log_std is not None
-        self.loc, self.log_std = (_full_precision(t) for t in broadcast_all(mean, log_std))
+        self.loc, self.log_std = (full_precision(t) for t in broadcast_all(mean, log_std))
         super().__init__(self.loc.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "TanhNormal":
@@ -155,7 +156,7 @@ class TanhNormal(Distribution):
         if pre_tanh is None:
             if self._validate_args:
                 self._validate_sample(value)
-            value = _full_precision(value)
+            value = full_precision(value)
             edge = 1.0 - torch.finfo(value.dtype).eps / 2
             pre_tanh = value.clamp(-edge, edge).atanh()
         scaled = (pre_tanh - self.loc) * torch.exp(-self.log_std)
@@ -172,7 +173,7 @@ class MaskedCategorical(Categorical):
 
     Takes logits only, -inf allowed. `sample`, `log_prob`, `mode`, `probs` are torch's; the entropy is exact in value and gradient.
 
-    Raises `ValueError` for a row without any class.
+    Raises `ValueError` for a row without any class, a NaN, and a `support` that is not boolean.
 
     >>> policy = MaskedCategorical(torch.zeros(4), support=torch.tensor([True, True, False, False]))
     >>> policy.entropy(), policy.probs
@@ -182,12 +183,15 @@ class MaskedCategorical(Categorical):
     """
 
     def __init__(self, logits: Tensor, support: Tensor | None = None, *, validate_args: bool | None = None) -> None:
-        logits = _full_precision(logits)
+        logits = full_precision(logits)
         if support is not None:
+            if support.dtype != torch.bool:
+                raise ValueError(f"support: got {support.dtype}; legal is a boolean tensor, True where the class exists")
             logits = logits.masked_fill(~support, -math.inf)
         largest = logits.detach().amax(-1, keepdim=True)
         if validate_args is not False and not bool((largest > -math.inf).all()):
-            raise ValueError(f"support: {int((largest == -math.inf).sum())} rows have no class; legal is at least one finite logit inside the support")
+            dead, nan = int((largest == -math.inf).sum()), int(largest.isnan().sum())
+            raise ValueError(f"logits, support: {dead} rows have no class, {nan} hold a NaN; legal is at least one finite logit inside the support")
         # without the offset torch's normalisation keeps its digits
         super().__init__(logits=logits - largest, validate_args=validate_args)
 
@@ -240,10 +244,6 @@ class Joint:
         if len(values) != len(self.heads):
             raise ValueError(f"values: {len(values)} given; legal is one a head, {len(self.heads)}")
         return torch.stack([head.log_prob(value) for head, value in zip(self.heads, values, strict=True)]).sum(0)
-
-
-def _full_precision(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _kl_tanh_normal(p: TanhNormal, q: TanhNormal) -> Tensor:

@@ -165,7 +165,7 @@ def closing(summary: Summary, recipe: str, *, as_json: bool = False, report: Pat
         page = {"folder": str(summary.folder), "step": summary.step, "stopped": summary.stopped, "metrics": summary.metrics}
         return json.dumps({**page, "report": None if report is None else str(report)})
     how = "finished" if summary.stopped is None else f"stopped ({summary.stopped})"
-    metrics = ", ".join(f"{name} {number(value)}" for name, value in summary.metrics.items())
+    metrics = "; ".join(f"{name} {number(value)}" for name, value in summary.metrics.items())
     going_on = summary.stopped in ("SIGINT", "SIGTERM", "max_time")
     following = f"entreg train {recipe} --resume {summary.folder}" if going_on else f"entreg play {summary.folder}"
     lines = [f"{how} at step {summary.step}" + (f": {metrics}" if metrics else ""), *([f"report: {report}"] if report else [])]

@@ -34,6 +34,7 @@ from entreg.state import State, require_safetensors
 __all__ = ["NonFinite", "Run", "RunSettings", "Summary", "closing", "exit_status", "find_run", "read_config"]
 ROOM = 64 * 2**20  # bytes a run may need beside its checkpoints (records, report)
 KEPT = ("seed", "deterministic", "threads", "eval_every")  # what a resumed run takes from its config.json: they shape the trajectory
+SEEDS, THREADS = 2**53, 1024  # the most: whole numbers that every reader of JSON keeps; torch dies without a word of 100 000 threads
 PATIENCE = 7.0  # seconds that a phase may take to its end after a signal; leaves three to save and exit
 
 
@@ -42,23 +43,35 @@ class RunSettings:
     """What every recipe's run can be told; times in seconds, `eval_every` in steps."""
 
     seed: int = 0
+    """The only source of randomness; members of a population count up from it."""
     deterministic: bool = False
+    """Refuse operations of torch that are not deterministic (on a CPU runs are deterministic anyway)."""
     threads: int = 1
+    """Threads of torch and of fused updates; small networks are fastest with one."""
     out: Path = Path("runs")
-    resume: str | None = None  # a run folder, or "latest"
-    checkpoint_every: float = 5.0  # 0: at every call
+    """Folder in which the run's own folder is made."""
+    resume: str | None = None
+    """Go on with a run: its folder, or latest."""
+    checkpoint_every: float = 5.0
+    """Seconds between checkpoints; 0: at every opportunity."""
     eval_every: int | None = None
+    """Steps between evaluations; one is made at the end in any case."""
     max_time: float | None = None
+    """Seconds after which to stop and save."""
     dry_run: bool = False
-    track: tuple[str, ...] = ()  # of "tensorboard", "trackio", "wandb"
+    """Two updates, evaluate, save, reload, look at the free space; nothing is kept."""
+    track: tuple[str, ...] = ()
+    """Also send the records to tensorboard, trackio or wandb."""
     quiet: bool = False
+    """No progress on stderr."""
     json: bool = False
+    """Print the result as one JSON object."""
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; legal are integers from 0")
-        if self.threads < 1:
-            raise ValueError(f"threads is {self.threads}; legal are integers from 1")
+        if not 0 <= self.seed <= SEEDS:
+            raise ValueError(f"seed is {self.seed}; legal are integers from 0 to {SEEDS}")
+        if not 1 <= self.threads <= THREADS:
+            raise ValueError(f"threads is {self.threads}; legal are integers from 1 to {THREADS}")
         if not self.checkpoint_every >= 0:
             raise ValueError(f"checkpoint_every is {self.checkpoint_every}; legal are seconds from 0")
         if self.eval_every is not None and self.eval_every < 1:

@@ -9,7 +9,6 @@ such buffer. Clipping and the optimizer therefore cost a handful of operations w
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -21,6 +20,8 @@ from torch import Tensor
 class FlatParameters:
     """Named parameters `[M, *shape]` that view one buffer `data [M, P]`; `backward` fills `grad [M, P]`.
 
+    Each is a leaf by its name, and all of them are one by `whole`, for an operation that reads their `plain` values and writes its gradients out.
+
     >>> parameters = FlatParameters(2, {"weight": (3, 4), "bias": (4,)})
     >>> parameters["weight"].shape, parameters.data.shape
     (torch.Size([2, 3, 4]), torch.Size([2, 16]))
@@ -31,16 +32,19 @@ class FlatParameters:
         size = sum(math.prod(shape) for shape in self.shapes.values())
         self.data = torch.zeros(members, size)
         self.grad = torch.zeros(members, size)
-        self._views: dict[str, Tensor] = {}
+        self.whole = self.data.detach().requires_grad_()
+        self.plain: dict[str, Tensor] = {}
         offset = 0
         for name, shape in self.shapes.items():
             end = offset + math.prod(shape)
-            view = self.data[:, offset:end].unflatten(1, shape) if shape else self.data[:, offset]
-            self._views[name] = view.detach().requires_grad_()
+            self.plain[name] = self.data[:, offset:end].unflatten(1, shape) if shape else self.data[:, offset]
             offset = end
+        self._leaves: dict[str, Tensor] = {}  # those that were asked for: a leaf costs every backward 3 us
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._views[name]
+        if name not in self._leaves:
+            self._leaves[name] = self.plain[name].detach().requires_grad_()
+        return self._leaves[name]
 
     def backward(self, *weighted: tuple[Tensor, Tensor]) -> None:
         """Replace `grad` by the gradient of the sum of all `loss * weight`, pairs of one shape; a parameter that no loss depends on gets 0.
@@ -48,12 +52,20 @@ class FlatParameters:
         Weights instead of means and sums of losses spare autograd some fifteen operations: .1 ms of a step of .9 on one small network.
         """
         losses, weights = zip(*weighted, strict=True)
-        grads = torch.autograd.grad(losses, list(self._views.values()), weights, materialize_grads=True)
-        torch.cat([grad.flatten(1) for grad in grads], dim=1, out=self.grad)
+        whole, *parts = torch.autograd.grad(losses, [self.whole, *self._leaves.values()], weights, allow_unused=True)
+        if whole is None or any(part is not None for part in parts):
+            named = self.joined(dict(zip(self._leaves, parts, strict=True)))
+            whole = named if whole is None else whole + named
+        self.grad = whole
+
+    def joined(self, grads: Mapping[str, Tensor | None]) -> Tensor:
+        """Gradients by name as one tensor `[M, P]`, 0 where there is none."""
+        parts = ((grads.get(name), view) for name, view in self.plain.items())
+        return torch.cat([(torch.zeros_like(view) if grad is None else grad).flatten(1) for grad, view in parts], dim=1)
 
     def member(self, index: int) -> dict[str, Tensor]:
         """A copy of one member's parameters by name, without the member dimension."""
-        return {name: view.detach()[index].clone() for name, view in self._views.items()}
+        return {name: view[index].clone() for name, view in self.plain.items()}
 
 
 class StackedAdam:
@@ -115,36 +127,36 @@ def linear(x: Float[Tensor, "M N I"], weight: Float[Tensor, "M I O"], bias: Floa
     return torch.baddbmm(bias[:, None], x, weight)
 
 
-Tower: TypeAlias = Sequence[tuple[Tensor, Tensor]]  # weight and bias of every layer
+Tower: TypeAlias = Sequence[tuple[str, str]]  # the names of every layer's weight and bias
 
 
-def mlps(x: Float[Tensor, "M N I"], towers: Sequence[Tower], activation: Literal["tanh", "relu"]) -> tuple[Tensor, ...]:
+def mlps(x: Float[Tensor, "M N I"], parameters: FlatParameters, towers: Sequence[Tower], activation: Literal["tanh", "relu"]) -> tuple[Tensor, ...]:
     """Networks that read the same items, `activation` between their affine layers: `(M, N, I)` -> `(M, N, O)` of each. First derivatives only.
 
-    The same as `linear` and the activation in turn. For two towers of two layers of 64 on [1, 256] items that takes 280 us forward and 400 backward, this
-    150 and 220: activations are applied in place, tanh is NumPy's (6 us on [256, 64], torch's 42), and autograd sees one operation.
+    The same as `plain_mlp` of each, where two towers of two layers of 64 on [1, 256] items take 280 us forward and 400 backward, and here 120 and 230:
+    activations are applied in place, tanh is NumPy's (6 us on [256, 64], torch's 42), and autograd sees one operation with one leaf.
 
-    >>> x, layer = torch.ones(1, 1, 2), (torch.ones(1, 2, 2), torch.zeros(1, 2))
-    >>> mlps(x, [[layer], [layer, layer]], "tanh")
-    (tensor([[[2., 2.]]]), tensor([[[1.9281, 1.9281]]]))
+    >>> parameters = FlatParameters(1, {"weight": (2, 2), "bias": (2,)})
+    >>> parameters.data.fill_(1.0)[:, 4:] = 0.0
+    >>> mlps(torch.ones(1, 1, 2), parameters, [[("weight", "bias")], [("weight", "bias")] * 2], "tanh")
+    (tensor([[[2., 2.]]], grad_fn=<_MLPsBackward>), tensor([[[1.9281, 1.9281]]], grad_fn=<_MLPsBackward>))
     """
     if torch.compiler.is_compiling():  # a tracer does not see what NumPy writes
-        return tuple(plain_mlp(x, tower, torch.tanh if activation == "tanh" else torch.relu) for tower in towers)
+        return tuple(plain_mlp(x, parameters, tower, torch.tanh if activation == "tanh" else torch.relu) for tower in towers)
     if torch.is_grad_enabled():
-        parameters = (part for tower in towers for layer in tower for part in layer)
-        result: tuple[Tensor, ...] = _MLPs.apply(x, activation, [len(tower) for tower in towers], *parameters)  # type: ignore[no-untyped-call]
+        result: tuple[Tensor, ...] = _MLPs.apply(x, parameters.whole, parameters.plain, towers, activation, parameters.joined)  # type: ignore[no-untyped-call]
         return result
-    return tuple(_run(x, tower, activation)[-1] for tower in towers)
+    return tuple(_run(x, parameters.plain, tower, activation)[-1] for tower in towers)
 
 
-def plain_mlp(x: Tensor, tower: Tower, activation: Callable[[Tensor], Tensor]) -> Tensor:
+def plain_mlp(x: Tensor, parameters: FlatParameters, tower: Tower, activation: Callable[[Tensor], Tensor]) -> Tensor:
     """One network of affine layers with any activation between them, `(M, N, I) -> (M, N, O)`, in torch's own operations."""
     for layer, (weight, bias) in enumerate(tower):
-        x = linear(x if layer == 0 else activation(x), weight, bias)
+        x = linear(x if layer == 0 else activation(x), parameters[weight], parameters[bias])
     return x
 
 
-def _run(x: Tensor, tower: Tower, activation: str) -> list[Tensor]:
+def _run(x: Tensor, values: Mapping[str, Tensor], tower: Tower, activation: str) -> list[Tensor]:
     """What every layer reads, and the outputs."""
     seen = [x]
     for layer, (weight, bias) in enumerate(tower):
@@ -153,55 +165,49 @@ def _run(x: Tensor, tower: Tower, activation: str) -> list[Tensor]:
             np.tanh(array, out=array)
         elif layer:
             x = x.tanh_() if activation == "tanh" else x.relu_()
-        if 1 < weight.shape[2] < 8 and x.shape[1] > 64:  # a few outputs of many items are made as rows: 180 us instead of 410 for two of [48, 128, 64]
-            x = torch.baddbmm(bias[:, :, None], weight.mT, x.mT).mT
+        w, b = values[weight], values[bias]
+        if 1 < w.shape[2] < 8 and x.shape[1] > 64:  # a few outputs of many items are made as rows: 180 us instead of 410 for two of [48, 128, 64]
+            x = torch.baddbmm(b[:, :, None], w.mT, x.mT).mT
         else:
-            x = linear(x, weight, bias)
+            x = linear(x, w, b)
         seen.append(x)
     return seen
 
 
 class _MLPs(torch.autograd.Function):
-    """`mlps` with its backward written out: bias and weight gradients of a layer, then the gradient of what it read."""
+    """`mlps` with its backward written out. `whole` is there for autograd to see; `values` are what is read, `joined` makes one gradient of those by name."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, activation: str, layers: Sequence[int], *parameters: Tensor) -> tuple[Tensor, ...]:
-        ctx.activation, ctx.layers = activation, layers
-        pairs, outputs, saved = iter(zip(parameters[::2], parameters[1::2], strict=True)), [], []
-        for count in layers:
-            tower = list(islice(pairs, count))
-            *seen, last = _run(x, tower, activation)
-            outputs.append(last)
-            saved += [*seen, *(weight for weight, _ in tower)]
-        ctx.save_for_backward(*saved)
-        return tuple(outputs)
+    def forward(ctx: Any, x: Tensor, whole: Tensor, values: Mapping[str, Tensor], towers: Sequence[Tower], activation: str, joined: Any) -> tuple[Tensor, ...]:
+        seen = [_run(x, values, tower, activation) for tower in towers]
+        outputs = tuple(layers.pop() for layers in seen)
+        ctx.values, ctx.towers, ctx.activation, ctx.joined, ctx.seen = values, towers, activation, joined, seen
+        return outputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         if torch.is_grad_enabled():
             raise NotImplementedError("stacked.mlps has first derivatives only")
-        saved, of_x, result = iter(ctx.saved_tensors), None, []
-        for grad, count in zip(grads, ctx.layers, strict=True):
-            seen, weights = list(islice(saved, count)), list(islice(saved, count))
-            of_first, of_parameters = _back(grad, seen, weights, ctx.activation)
-            result += of_parameters
+        of_x, found = None, dict[str, Tensor]()
+        for grad, tower, seen in zip(grads, ctx.towers, ctx.seen, strict=True):
+            of_first = _back(grad, seen, ctx.values, tower, ctx.activation, found)
             if ctx.needs_input_grad[0]:
-                part = torch.bmm(of_first, weights[0].mT)
+                part = torch.bmm(of_first, ctx.values[tower[0][0]].mT)
                 of_x = part if of_x is None else of_x + part
-        return of_x, None, None, *result
+        return of_x, ctx.joined(found), None, None, None, None
 
 
-def _back(grad: Tensor, seen: Sequence[Tensor], weights: Sequence[Tensor], activation: str) -> tuple[Tensor, list[Tensor]]:
-    """Gradients of the first layer's outputs, and of every weight and bias, from that of the last outputs, what each layer read and its weights."""
-    result = []
-    for layer in range(len(seen) - 1, 0, -1):
-        read = seen[layer]
-        narrow = layer == len(seen) - 1  # the few outputs of a head come first in their product: 5 us instead of 22 on [256, 64] and two outputs
-        result += [grad.sum(1), torch.bmm(grad.mT, read).mT if narrow else torch.bmm(read.mT, grad)]
-        grad = torch.bmm(grad, weights[layer].mT)
-        grad = grad.addcmul_(grad * read, read, value=-1) if activation == "tanh" else grad.mul_(read > 0)
-    result += [grad.sum(1), torch.bmm(seen[0].mT, grad)]
-    return grad, result[::-1]
+def _back(grad: Tensor, seen: Sequence[Tensor], values: Mapping[str, Tensor], tower: Tower, activation: str, found: dict[str, Tensor]) -> Tensor:
+    """The gradient of the first layer's outputs from that of the last one's; those of weights and biases go into `found`."""
+    for layer in range(len(tower) - 1, -1, -1):
+        (weight, bias), read = tower[layer], seen[layer]
+        found[bias] = grad.sum(1)
+        narrow = layer == len(tower) - 1  # the few outputs of a head come first in their product: 5 us instead of 22 on [256, 64] and two outputs
+        found[weight] = torch.bmm(grad.mT, read).mT if narrow else torch.bmm(read.mT, grad)
+        if layer:
+            grad = torch.bmm(grad, values[weight].mT)
+            grad = grad.addcmul_(grad * read, read, value=-1) if activation == "tanh" else grad.mul_(read > 0)
+    return grad
 
 
 def conv2d(x: Float[Tensor, "M N C H W"], weight: Float[Tensor, "M O C K K"], bias: Float[Tensor, "M O"], stride: int) -> Tensor:

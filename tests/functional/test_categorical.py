@@ -97,6 +97,33 @@ def test_double_backward_is_not_silently_that_of_constants():
 
 
 @families
+def test_every_order_has_a_second_derivative(family):
+    """Also where the first is a constant, at order 0."""
+    z = case()[0].requires_grad_()
+    (first,) = torch.autograd.grad(categorical_entropy(z, family).sum(), z, create_graph=True)
+    (second,) = torch.autograd.grad((first * first.detach().cos()).sum(), z)
+    assert bool(second.isfinite().all()) and bool((second == 0).all()) == (family == renyi(0) or family.order == 0)
+
+
+@pytest.mark.parametrize("excluded", ["support", "logit"])
+def test_the_log_probability_of_a_class_that_does_not_exist_has_no_gradient(excluded):
+    logits = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
+    support = torch.tensor([True, True, False])
+    index = torch.tensor([2, 0])
+
+    def log_prob(z):
+        given = (z, support) if excluded == "support" else (z.masked_fill(~support, -math.inf), None)
+        return categorical_stats(given[0], index, support=given[1])[0]
+
+    assert log_prob(logits)[0] == -math.inf
+    slope = gradient(log_prob, logits)
+    p = logits[1, :2].softmax(-1)
+    torch.testing.assert_close(slope, torch.tensor([[0, 0, 0], [1 - p[0], -p[1], 0]]))
+    ratio = gradient(lambda z: (log_prob(z) - log_prob(z).detach()).exp(), logits)  # -inf - -inf: a NaN comes back
+    assert bool(ratio.isfinite().all())
+
+
+@families
 def test_torch_func(family):
     logits, index, support = case()
 
@@ -209,7 +236,7 @@ def test_a_row_with_no_class_left_is_an_error(function):
 def test_a_nan_stays_a_nan(family):
     logits = torch.zeros(2, 3)
     logits[0, 1] = math.nan
-    assert categorical_entropy(logits, family).isnan().tolist() == [True, False] or family.order == 0
+    assert categorical_entropy(logits, family).isnan().tolist() == [True, False]
 
 
 def test_arguments_are_checked():
@@ -220,6 +247,9 @@ def test_arguments_are_checked():
         categorical_entropy(torch.zeros(2, 0))
     with pytest.raises(ValueError, match=r"support: got torch\.float32, legal is a boolean tensor"):
         categorical_entropy(z, support=z)
+    for shape in ((2,), (4, 2, 3)):
+        with pytest.raises(ValueError, match=r"support: got shape .*legal is one that broadcasts to \(2, 3\)"):
+            categorical_entropy(z, support=torch.ones(shape, dtype=torch.bool))
     for index in (torch.zeros(3, dtype=torch.long), torch.zeros(2), torch.zeros(2, dtype=torch.bool)):
         with pytest.raises(ValueError, match=r"index: got .*legal is an integer tensor of shape \(2,\)"):
             categorical_stats(z, index)
@@ -256,6 +286,8 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(family):
         slope = gradient(lambda z: top_p_entropy(z, p, family), logits)  # noqa: B023
         torch.testing.assert_close(slope[kept], gradient(lambda z: categorical_entropy(z, family), logits[kept]))
         assert slope.count_nonzero() <= len(kept)
+    dyadic = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64).log()
+    torch.testing.assert_close(top_p_entropy(dyadic, 0.5, family), torch.zeros((), dtype=torch.float64))  # reached exactly: no further class
     banned = torch.tensor([True, False, True, True])
     torch.testing.assert_close(top_p_entropy(logits, 0.55, family, support=banned), categorical_entropy(logits[[2]], family))
     torch.testing.assert_close(top_p_entropy(logits, 0.65, family, support=banned), categorical_entropy(logits[[2, 3]], family))

@@ -100,6 +100,7 @@ def test_squashed_renyi_beyond_them_as_the_docstring_claims(order, tolerance):
 def test_orders_close_to_one_are_continuous(offset):
     if abs(offset) == 1e-3:
         assert (squashed(1 + offset, torch.float64) - exact(1 + offset)).abs().max() < 2e-7
+        assert (squashed(1 + offset, torch.float32).double() - exact(1 + offset)).abs().max() < 1e-5
     else:
         assert (squashed(1 + offset, torch.float64) - squashed(1, torch.float64)).abs().max() < 2e-6 + 100 * abs(offset)
         assert (squashed(1 + offset, torch.float32).double() - exact(1)).abs().max() < 3e-6 + 100 * abs(offset)
@@ -226,6 +227,10 @@ def test_tanh_log_det_is_exact_everywhere_with_its_gradient():
     torch.testing.assert_close(value.double(), truth, rtol=2e-7, atol=2e-7)
     value.sum().backward()
     torch.testing.assert_close(u.grad, -2 * u.detach().tanh(), rtol=3e-7, atol=1e-7)
+    wide = wide.requires_grad_()
+    (slope,) = torch.autograd.grad(tanh_log_det(wide).sum(), wide, create_graph=True)
+    (bend,) = torch.autograd.grad(slope.sum(), wide)  # also at 0, where |u| has none
+    torch.testing.assert_close(bend, -2 / wide.detach().cosh().square())
 
 
 @pytest.mark.parametrize("order", [0.3, 1 - 1e-9, 1, 1 + 1e-7, 2, 20])
@@ -244,6 +249,15 @@ def test_gaussian_against_quadrature(order):
 def test_gaussian_min_entropy_is_minus_the_log_of_the_peak():
     density = Normal(torch.zeros(2), torch.tensor([0.5, 2.0]))
     torch.testing.assert_close(gaussian_entropy(density.scale.log(), min_entropy), -density.log_prob(torch.zeros(2)).sum())
+
+
+@pytest.mark.parametrize(
+    ("function", "argument"),
+    [(gaussian_entropy, torch.tensor(0.0)), (multivariate_gaussian_entropy, torch.ones(2)), (multivariate_gaussian_entropy, torch.ones(2, 3))],
+)
+def test_shapes_that_are_no_gaussian_are_refused(function, argument):
+    with pytest.raises(ValueError, match=r"(log_std|scale_tril): shape \(.*\); legal is \(\*, D"):
+        function(argument)
 
 
 @pytest.mark.parametrize("family", [SHANNON, renyi(2), tsallis(0.5), min_entropy], ids=label)

@@ -88,7 +88,7 @@ def test_transforms_increase():
         assert bool((case.family.from_renyi(grid).diff() > 0).all())
 
 
-@pytest.mark.parametrize("order", [-1, -1e-9, math.nan, -math.inf])
+@pytest.mark.parametrize("order", [-1, -1e-9, math.nan, -math.inf, "2", None, torch.tensor(2.0)])
 def test_illegal_orders(order):
     for make in (renyi, tsallis):
         with pytest.raises(ValueError, match=r"order: got .*legal is"):
@@ -116,6 +116,6 @@ def test_curvature_in_numbers():
     assert curvature(renyi(2), 10) == pytest.approx(1)
     assert curvature(SHANNON, 10) / curvature(tsallis(2), 10) == pytest.approx(5)
     assert curvature(SHANNON, 50_000) / curvature(tsallis(2), 50_000) == pytest.approx(25_000)
-    for family, classes in ((renyi(0), 5), (min_entropy, 5), (SHANNON, 0)):
+    for family, classes in ((renyi(0), 5), (min_entropy, 5), (SHANNON, 0), (SHANNON, math.nan)):
         with pytest.raises(ValueError, match="legal is"):
             curvature(family, classes)

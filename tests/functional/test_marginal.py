@@ -50,7 +50,7 @@ def test_mask_and_weights_count_items():
     torch.testing.assert_close(log_marginal(logits, keep), log_marginal(logits[keep]))
     weight = torch.tensor([1.0, 0.0, 2.0, 0.5, 0.0, 0.0])
     torch.testing.assert_close(log_marginal(logits, weight).exp(), (weight[:, None] * logits.softmax(-1)).sum(0) / 3.5)
-    for wrong, message in ((torch.zeros(6, dtype=torch.bool), "at least one item"), (torch.ones(5), "batch shape")):
+    for wrong, message in ((torch.zeros(6, dtype=torch.bool), "at least one item"), (torch.ones(5), "batch shape"), (-weight, "smallest weight -2")):
         with pytest.raises(ValueError, match=message):
             log_marginal(logits, wrong)
 
@@ -169,3 +169,34 @@ def test_running_marginal_of_a_class_that_never_occurs():
     result = RunningMarginal()(logits)
     grad = torch.autograd.grad(result.entropy() + result.kl, logits)[0]
     assert result.log_probs[2] == -math.inf and torch.isfinite(grad).all() and grad[0, 2] == 0
+
+
+def test_a_batch_without_items_is_refused_and_leaves_the_running_marginal_alone():
+    running = RunningMarginal()
+    running(torch.randn(4, 3))
+    before = running.state_dict()
+    for logits, mask in ((torch.zeros(0, 3), None), (torch.zeros(2, 3), torch.zeros(2))):
+        for function in (log_marginal, running):
+            with pytest.raises(ValueError, match="at least one item must count"):
+                function(logits, mask)
+    for prior in (torch.zeros(3), torch.tensor([0.5, 0.6, -0.1]), torch.ones(2) / 2):
+        running.prior = prior
+        for function in (lambda z: marginal_kl(z, prior), running):  # noqa: B023
+            with pytest.raises(ValueError, match="legal are 3 probabilities >= 0, not all 0"):
+                function(torch.randn(4, 3))
+    after = running.state_dict()
+    assert torch.equal(before["total"], after["total"]) and before["weight"] == after["weight"]
+    for state in ({}, {"total": None, "weight": 1.0}):
+        with pytest.raises(ValueError, match="legal"):
+            running.load_state_dict(state)
+
+
+def test_an_item_that_is_left_out_may_be_anything_and_one_that_counts_may_not_hide_a_nan():
+    keep = torch.tensor([True, False, True])
+    for wild in (math.nan, math.inf, -math.inf):
+        logits = torch.tensor([[0.0, 1.0], [wild, wild], [2.0, 0.0]], requires_grad=True)
+        for value in (marginal_entropy(logits, mask=keep), RunningMarginal()(logits, keep).entropy()):
+            (slope,) = torch.autograd.grad(value, logits)
+            torch.testing.assert_close(value, marginal_entropy(logits[keep]))
+            assert bool(slope.isfinite().all()) and (slope[1] == 0).all() and (slope[0] != 0).all()
+        assert bool(log_marginal(logits).isnan().all())

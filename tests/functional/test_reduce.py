@@ -33,8 +33,18 @@ def test_weights_and_sequences():
     rows = tally(values, torch.tensor([[True, True, False], [False, False, False]]), dim=-1)
     assert rows.total.tolist() == [3.0, 0.0] and rows.weight.tolist() == [2.0, 0.0]
     assert rows.mean[0].item() == 1.5 and bool(rows.mean[1].isnan())
+    learnt = torch.tensor([0.5, 1.0, 0.0], requires_grad=True)
+    assert not tally(values, learnt).mean.requires_grad  # a weight says what counts; it is not trained
 
 
 def test_a_mask_that_does_not_fit_is_an_error():
     with pytest.raises(ValueError, match=r"mask: got shape \(3,\), legal is one that broadcasts to \(2,\)"):
         tally(torch.zeros(2), torch.ones(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int32])
+def test_counts_beyond_half_precision_and_fractional_weights_of_integers(dtype):
+    whole = tally(torch.ones(70_000, dtype=dtype)) + tally(torch.ones(1, dtype=dtype))
+    assert (whole.total.item(), whole.weight.item(), whole.mean.dtype) == (70_001, 70_001, torch.float32)
+    assert tally(torch.tensor([1, 3], dtype=dtype), torch.tensor([0.5, 0.5])).mean.item() == 2
+    assert tally(torch.ones(2, dtype=torch.float64)).total.dtype == torch.float64

@@ -191,3 +191,5 @@ def test_knn_gradient_and_refusals():
     with pytest.raises(ValueError, match="coincide"):
         knn_entropy(torch.cat([x, x]), 1, renyi(1.5))
     assert torch.isfinite(knn_entropy(torch.cat([x, x]), 2))
+    x[1, 0] = math.nan
+    assert all(bool(knn_entropy(x, k).isnan()) for k in (1, 3, 4))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from entreg import cli
+from entreg.record import read_records
 from tests.faults import final_state, lasting, python, start
 
 BASE = ("--environments", "4", "--rollout", "32", "--hidden", "8", "--steps", "3840", "--no-video", "--eval-episodes", "2", "--eval-every", "1000")
@@ -63,8 +64,9 @@ def test_killed_and_resumed_is_uninterrupted(case, tmp_path):
 
 
 def test_resuming_a_complete_run_changes_nothing(tmp_path):
-    assert cli.main(command(("ppo", "--steps", "256"), tmp_path)) == 0
+    assert cli.main(command(("ppo", "--steps", "256", "--env", "CartPole"), tmp_path)) == 0
     (folder,) = tmp_path.iterdir()
     before = lasting(folder)
     assert cli.main(["train", "--resume", str(folder), "--quiet"]) == 0
     assert lasting(folder) == before
+    assert [line["message"] for line in read_records(folder).lines if line.get("event") == "note"] == ["CartPole stands for CartPole-v1, its latest version"]

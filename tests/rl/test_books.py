@@ -64,4 +64,4 @@ def test_saved_books_go_on_and_end_with_evaluated_returns():
     kept, again = updated(books(), [(0, 1.0, 3), (3, 8.0, 7)]), books()
     kept.evaluated = [math.nan, 20.0]
     again.load_state_dict(kept.state_dict(), 64)
-    assert again.summary() == kept.summary() == {"return, coef 0.1, shannon": 1.0, "return, coef TargetEntropy(0.5), shannon": 20.0}
+    assert again.summary() == kept.summary() == {"return at coef 0.1": 1.0, "return at coef TargetEntropy(0.5)": 20.0}

@@ -42,7 +42,7 @@ def _renyi(y: Tensor, w: Tensor, s: Tensor, log_s: Tensor, order: float) -> tupl
         return log_s - mean, p, p * (mean - y)  # both terms of the entropy are >= 0: no cancellation
     if order == 0:
         count = _wide((y > -math.inf).sum(-1, keepdim=True))
-        return count.log() + 0 * s, p, torch.zeros_like(p)  # 0 * s: NaN in a row without a class, as everywhere
+        return count.log() + 0 * s, p, 0 * p  # 0 times them, not zeros: NaN in a row without a class, as everywhere, and a second backward finds a graph
     if math.isinf(order):
         top = (y == 0).to(y.dtype)
         return log_s, p, p - top / top.sum(-1, keepdim=True)
@@ -96,20 +96,20 @@ class SoftmaxRenyi(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
         logits, support, index, ctx.order = inputs
-        ctx.save_for_backward(logits, support, index, *output[2:])
+        ctx.save_for_backward(logits, support, index, *output[2:], output[0])
         ctx.mark_non_differentiable(*output[2:])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, grad_log_prob: Tensor | None, grad_renyi: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, None, None, None]:
-        logits, support, index, p, direction = ctx.saved_tensors
+        logits, support, index, p, direction, log_prob = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph: what was saved is constant, so it is made again from the logits
             p, direction = _renyi(*_scan(logits, support), ctx.order)[1:]
         grad = None
         if grad_renyi is not None:
             grad = direction * grad_renyi.to(p.dtype).unsqueeze(-1)
         if grad_log_prob is not None:
-            pulled = grad_log_prob.unsqueeze(-1)
+            pulled = grad_log_prob.masked_fill(log_prob == -math.inf, 0).unsqueeze(-1)  # a class that does not exist has no gradient
             grad = -p * pulled if grad is None else torch.addcmul(grad, p, pulled, value=-1)
             grad = grad.scatter_add(-1, index.unsqueeze(-1), pulled)
         return grad, None, None, None

@@ -24,7 +24,10 @@ def _prepared(logits: Tensor, support: Tensor | None, name: str = "logits") -> t
         if support.dtype != torch.bool:
             raise ValueError(f"support: got {support.dtype}, legal is a boolean tensor, True where the class exists")
         if support.shape != logits.shape:
-            support = support.expand(logits.shape)
+            try:
+                support = support.expand(logits.shape)
+            except RuntimeError:
+                raise ValueError(f"support: got shape {tuple(support.shape)}, legal is one that broadcasts to {tuple(logits.shape)}") from None
     return (logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits), support
 
 
@@ -34,7 +37,7 @@ def categorical_entropy(
     """Entropy of `softmax(logits)`, `[*, V] -> [*]`, nats.
 
     Shannon `H = -sum p log p`; other families are `family.from_renyi(R_a)`, `R_a = log(sum p^a) / (1 - a)`. `support` (broadcast to the logits) says which
-    classes exist. Raises ValueError for a row with no class left, and for logits that are not floating.
+    classes exist. Raises ValueError for a row with no class left, for logits that are not floating, and for a `support` that does not fit.
 
     >>> import torch
     >>> from entreg.functional import categorical_entropy, renyi
@@ -56,8 +59,8 @@ def categorical_stats(
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
     """Log-probability of the class `index` and entropy of `softmax(logits)`, in one pass: `[*, V], [*] -> [*], [*]`, nats.
 
-    What a policy needs of a minibatch. The log-probability of a class that does not exist is -inf. Raises ValueError as `categorical_entropy` does, and where
-    `index` is not integer `[*]`.
+    What a policy needs of a minibatch. The log-probability of a class that does not exist is -inf, without gradient. Raises ValueError as
+    `categorical_entropy` does, and where `index` is not integer `[*]`.
 
     >>> import torch
     >>> from entreg.functional import categorical_stats

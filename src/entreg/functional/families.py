@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -51,10 +52,9 @@ min_entropy = Family("min_entropy", math.inf, _identity)
 
 
 def _checked(order: float, largest: float, legal: str) -> float:
-    order = float(order)
-    if not 0 <= order <= largest:  # also NaN
-        raise ValueError(f"order: got {order}, legal is {legal}")
-    return order
+    if isinstance(order, Real) and 0 <= order <= largest:  # not NaN
+        return float(order)
+    raise ValueError(f"order: got {order!r}, legal is {legal}")
 
 
 @lru_cache(maxsize=256)
@@ -62,7 +62,7 @@ def renyi(order: float) -> Family:
     """The Rényi family `R_a = log(sum p^a) / (1 - a)`, nats.
 
     Order 1 is Shannon, exactly (the limit, not an epsilon away); 0 is the log of the support size, 2 the collision entropy, inf the min-entropy. Concave only
-    for orders up to 1. Raises ValueError for a negative or NaN order.
+    for orders up to 1. Raises ValueError for a negative or NaN order, and for what is no number.
 
     >>> renyi(2).order, renyi(2) == renyi(2.0)
     (2.0, True)
@@ -97,7 +97,7 @@ def curvature(family: Family, classes: int) -> float:
     >>> curvature(SHANNON, 10), curvature(renyi(2), 10), round(curvature(tsallis(2), 10), 6)
     (0.5, 1.0, 0.1)
     """
-    if classes < 1:
+    if not classes >= 1:  # also NaN
         raise ValueError(f"classes: got {classes}, legal is an integer >= 1")
     if family.order == 0 or math.isinf(family.order):
         raise ValueError(f"family: got {family.name} at order {family.order}, legal is a finite order > 0 (no curvature exists at 0 and infinity)")

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from entreg.functional._precision import full_precision
 from entreg.functional.categorical import categorical_entropy, categorical_kl
 from entreg.functional.families import SHANNON, Family
 
@@ -22,7 +23,7 @@ def log_marginal(logits: Float[Tensor, "*batch V"], mask: Tensor | None = None) 
 
     `mask` `(*)` is a bool or a non-negative weight an item. Classes that no item gives mass to are `-inf`, with gradient 0.
 
-    Raises `ValueError` when no item counts.
+    Raises `ValueError` when no item counts, or a weight is negative. What the mask leaves out may be NaN or infinite.
 
     >>> log_marginal(torch.tensor([[50.0, 0.0], [0.0, 50.0]])).exp()
     tensor([0.5000, 0.5000])
@@ -31,7 +32,7 @@ def log_marginal(logits: Float[Tensor, "*batch V"], mask: Tensor | None = None) 
     """
     log_probs, weight = _items(logits, mask)
     count = weight.sum()
-    _check_count(count, mask)
+    _check_count(count, mask, len(weight))
     return _log_sum(log_probs, weight) - count.log()
 
 
@@ -56,7 +57,7 @@ def marginal_kl(logits: Float[Tensor, "*batch V"], prior: Float[Tensor, " V"] | 
     To be minimised where the classes are known to be unbalanced: raising `H(m)` would pull towards uniform. Infinite when the marginal has mass where the
     prior has none.
 
-    Raises `ValueError` when no item counts, or `prior` is not V non-negative numbers.
+    Raises `ValueError` when no item counts, or `prior` is not V non-negative numbers with a positive sum.
 
     >>> marginal_kl(torch.tensor([[50.0, 0.0], [0.0, 50.0]]), torch.tensor([0.5, 0.5]))
     tensor(0.)
@@ -109,27 +110,33 @@ class RunningMarginal:
         self.weight = 0.0  # sum of momentum^t
 
     def __call__(self, logits: Float[Tensor, "*batch V"], mask: Tensor | None = None) -> Marginal:
-        """Take a batch in, `(*, V)`, and return the running marginal after it. With `all_reduce` a rank may have no item that counts."""
+        """Take a batch in, `(*, V)`, and return the running marginal after it. With `all_reduce` a rank may have no item that counts.
+
+        Raises `ValueError` as `marginal_kl` does; the running marginal is then what it was.
+        """
+        log_prior = _log_prior(self.prior, logits)
         log_probs, weight = _items(logits, mask)
         local = (log_probs.exp() * weight[:, None]).sum(0)
         batch, count = local.detach(), weight.sum()
         if self.all_reduce is not None:
             reduced = self.all_reduce(torch.cat([batch, count[None]]))
             batch, count = reduced[:-1], reduced[-1]
-        _check_count(count, mask)
+        _check_count(count, mask, len(weight))
         batch = batch / count
         self.total = batch if self.total is None else self.momentum * self.total.to(batch) + batch
         self.weight = self.momentum * self.weight + 1.0
         probs = self.total / self.weight + (local - local.detach()) / count
         log_running = torch.where(probs > 0.0, probs.clamp(min=torch.finfo(probs.dtype).tiny).log(), -math.inf)
-        return Marginal(log_running, categorical_kl(log_running, _log_prior(self.prior, logits)))
+        return Marginal(log_running, categorical_kl(log_running, log_prior))
 
     def state_dict(self) -> dict[str, Any]:
         """`{"total": tensor or None, "weight": float}`: plain data, enough to go on from. Momentum and prior are configuration."""
         return {"total": None if self.total is None else self.total.clone(), "weight": self.weight}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`."""
+        """Go on from `state_dict()`; `ValueError` for anything else."""
+        if set(state) != {"total", "weight"}:
+            raise ValueError(f"state: {sorted(state)}; legal: the fields total, weight")
         total, weight = state["total"], float(state["weight"])
         if (total is None) != (weight == 0.0):
             raise ValueError(f"state: weight {weight} with total {total}; legal is the result of state_dict()")
@@ -140,20 +147,26 @@ def _items(logits: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Log-probabilities `(n, V)` and weights `(n)` of the items."""
     if mask is not None and mask.shape != logits.shape[:-1]:
         raise ValueError(f"mask: shape {tuple(mask.shape)}; legal is the batch shape {tuple(logits.shape[:-1])}")
-    log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1).reshape(-1, logits.shape[-1])
-    weight = log_probs.new_ones(log_probs.shape[0]) if mask is None else mask.to(log_probs.dtype).reshape(-1)
-    return log_probs, weight
+    items = full_precision(logits).reshape(-1, logits.shape[-1])
+    if mask is None:
+        return items.log_softmax(-1), items.new_ones(len(items))
+    weight = mask.to(items.dtype).reshape(-1)
+    if bool((weight < 0.0).any()):
+        raise ValueError(f"mask: smallest weight {float(weight.min())}; legal are weights >= 0")
+    return torch.where(weight[:, None] > 0.0, items, 0.0).log_softmax(-1), weight
 
 
-def _check_count(count: Tensor, mask: Tensor | None) -> None:
-    if mask is not None and not bool(count > 0.0):
-        raise ValueError(f"mask: total weight {float(count)}; legal is a positive one, at least one item must count")
+def _check_count(count: Tensor, mask: Tensor | None, items: int) -> None:
+    """A batch that has items and no mask needs no look at the device."""
+    if (mask is not None or items == 0) and not bool(count > 0.0):
+        name = "logits: no items" if mask is None else f"mask: total weight {float(count)}"
+        raise ValueError(f"{name}; legal is a positive weight, at least one item must count")
 
 
 def _log_sum(log_probs: Tensor, weight: Tensor) -> Tensor:
     """`log sum_x w_x p(.|x)`. The -inf of a class without mass, or of an item without weight, enters as a finite number: its gradient is 0, not NaN."""
     terms = log_probs + weight[:, None].log()
-    present = terms > -math.inf
+    present = terms != -math.inf  # a NaN stays one
     total = torch.where(present, terms, torch.finfo(terms.dtype).min / 4).logsumexp(0)
     return torch.where(present.any(0), total, -math.inf)
 
@@ -163,6 +176,6 @@ def _log_prior(prior: Tensor | None, logits: Tensor) -> Tensor:
     dtype = torch.promote_types(logits.dtype, torch.float32)
     if prior is None:
         return torch.zeros(classes, dtype=dtype, device=logits.device)
-    if prior.shape != (classes,) or not bool((prior >= 0.0).all()):
-        raise ValueError(f"prior: {prior.tolist()}; legal are {classes} probabilities >= 0")
+    if prior.shape != (classes,) or not bool((prior >= 0.0).all() & (prior.sum() > 0.0)):
+        raise ValueError(f"prior: {prior.tolist()}; legal are {classes} probabilities >= 0, not all 0")
     return prior.to(logits.device, dtype).log()

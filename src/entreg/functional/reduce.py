@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from entreg.functional._precision import full_precision
+
 
 class Tally(NamedTuple):
     """A sum and the weight behind it: tallies of micro-batches and of ranks add up to the tally of the whole.
@@ -32,13 +34,14 @@ class Tally(NamedTuple):
 def tally(values: Tensor, mask: Tensor | None = None, *, dim: int | tuple[int, ...] | None = None) -> Tally:
     """Sum of the values that count and how many they are, over everything, or over `dim` alone (-1 for per-sequence sums `[*, T] -> [*]`).
 
-    `mask` (broadcast to the values) is boolean, or a weight >= 0 an item. What it leaves out may be NaN or infinite without touching total or gradient. Raises
-    ValueError where the mask does not fit.
+    `mask` (broadcast to the values) is boolean, or a weight >= 0 an item. What it leaves out may be NaN or infinite without touching total or gradient. Half
+    precisions and integers are summed in float32: float16 ends at 65504 items. Raises ValueError where the mask does not fit.
 
     >>> lengths = torch.tensor([[True, True, False], [True, False, False]])
     >>> tally(torch.tensor([[1.0, 2.0, 9.0], [3.0, 9.0, 9.0]]), lengths, dim=-1)
     Tally(total=tensor([3., 3.]), weight=tensor([2., 1.]))
     """
+    values = full_precision(values)
     weight = torch.ones_like(values) if mask is None else mask.to(values.dtype).detach()
     try:
         weight = weight.expand_as(values)

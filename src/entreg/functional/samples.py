@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from entreg.functional._precision import full_precision
 from entreg.functional.families import SHANNON, Family
 
 
@@ -28,7 +29,7 @@ def sampled(log_prob: Float[Tensor, "*samples"], family: Family = SHANNON, *, di
 
     Source: law of large numbers; SAC's entropy term is S = 1.
     """
-    log_prob = _full_precision(log_prob)
+    log_prob = full_precision(log_prob)
     if family.order == math.inf:
         raise ValueError(f"family: {family.name} has order inf; legal for an estimate from samples are finite orders")
     if log_prob.shape[dim] == 0:
@@ -52,7 +53,7 @@ def score_function_bonus(log_prob: Float[Tensor, "*samples"], baseline: Float[Te
 
     Source: Williams 1992, with reward `-log p`; leave-one-out: Kool et al. 2019.
     """
-    log_prob = _full_precision(log_prob)
+    log_prob = full_precision(log_prob)
     constant = log_prob.detach()
     if baseline is None:
         count = log_prob.shape[dim]
@@ -106,7 +107,7 @@ def knn_entropy(x: Float[Tensor, "*batch n d"], k: int = 3, family: Family = SHA
         raise ValueError(f"k: {k} with {n} points; legal is 1 to {n - 1}")
     if not 0.0 < order < k + 1:
         raise ValueError(f"family: {family.name} has order {order}; legal with k = {k} are orders in (0, {k + 1})")
-    radius = _off_diagonal(_distances(x), math.inf).kthvalue(k, dim=-1).values
+    radius = _off_diagonal(_distances(x), -math.inf).kthvalue(k + 1, dim=-1).values  # the point itself comes first, so that a NaN comes last and is seen
     if bool((radius == 0.0).any()):
         raise ValueError(f"x: a point and its {k} nearest neighbours coincide; legal are points of a density (raise k, or add noise)")
     log_ball = 0.5 * d * math.log(math.pi) - math.lgamma(0.5 * d + 1.0)
@@ -150,8 +151,4 @@ def _off_diagonal(square: Tensor, value: float) -> Tensor:
 def _points(x: Tensor) -> Tensor:
     if x.ndim < 2 or x.shape[-2] < 2 or x.shape[-1] < 1:
         raise ValueError(f"x: shape {tuple(x.shape)}; legal is (*, n, d) with at least 2 points of at least 1 dimension")
-    return _full_precision(x)
-
-
-def _full_precision(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return full_precision(x)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from entreg import functional
-from entreg.rl.config import OnPolicyConfig
+from entreg.rl.config import OnPolicyConfig, require
 from entreg.rl.learner import Learner, Rollout
 from entreg.run import Run, Summary
 
@@ -96,13 +96,11 @@ def fused_for(learner: Learner, config: Config) -> "FusedPPO":
 def check(config: Config) -> None:
     """Raise `ValueError` for the first of PPO's own settings that cannot be meant."""
     for name in ("epochs", "batch_size"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+        require(config, name, lambda value: value >= 1, "at least 1")
     if config.update not in ("eager", "fused"):
         raise ValueError(f"update must be eager or fused, got {config.update!r}")
     if config.update == "fused" and (config.kl_coef or config.target_kl is not None):
         raise ValueError("update fused knows neither kl_coef nor target_kl; use update eager with them")
-    if config.kl_coef < 0:
-        raise ValueError(f"kl_coef must not be negative, got {config.kl_coef}")
-    if config.target_kl is not None and config.target_kl <= 0:
-        raise ValueError(f"target_kl must be positive, got {config.target_kl}")
+    require(config, "kl_coef", lambda value: value >= 0, "finite and not negative")
+    if config.target_kl is not None:
+        require(config, "target_kl", lambda value: value > 0, "positive and finite, or None")

@@ -100,7 +100,8 @@ class Books:
         for index, member in enumerate(self.members):
             recent = self.recent[index]
             value = self.evaluated[index] if not math.isnan(self.evaluated[index]) else float(np.mean([r for r, _ in recent])) if recent else math.nan
-            returns.setdefault(f"return, coef {member.coef}, {member.family}", []).append(value)
+            name = f"return at coef {member.coef}" + ("" if member.family == "shannon" else f", {member.family}")
+            returns.setdefault(name, []).append(value)
         return {name: float(np.mean(values)) for name, values in returns.items()}
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Settings that every on-policy recipe has, and what is wrong with them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -84,11 +84,14 @@ def check(config: OnPolicyConfig) -> None:
         if isinstance(getattr(config, name), str):
             raise ValueError(f"{name} must be a tuple of texts, got the text {getattr(config, name)!r}; write ({getattr(config, name)!r},)")
     for name in _POSITIVE:
-        _require(config, name, lambda value: value > 0, "positive")
+        require(config, name, lambda value: value > 0, "positive and finite")
     for name in _UNIT:
-        _require(config, name, lambda value: 0 <= value <= 1, "between 0 and 1")
+        require(config, name, lambda value: 0 <= value <= 1, "between 0 and 1")
     for name in _NOT_NEGATIVE:
-        _require(config, name, lambda value: value >= 0, "not negative")
+        require(config, name, lambda value: value >= 0, "finite and not negative")
+    require(config, "log_std", lambda _: True, "a finite number")
+    if config.stop_at is not None:
+        require(config, "stop_at", lambda _: True, "a finite number or None")
     if not config.hidden or min(config.hidden) < 1:
         raise ValueError(f"hidden must name at least one positive width, got {config.hidden}")
     for text in config.coef:
@@ -97,10 +100,10 @@ def check(config: OnPolicyConfig) -> None:
         spelling.parse_family(text)
     if not config.family:
         raise ValueError("family must name at least one family")
-    spelling.parse_controller(config.learning_rate)
 
 
-def _require(config: OnPolicyConfig, name: str, legal: Any, words: str) -> None:
+def require(config: OnPolicyConfig, name: str, legal: Callable[[float], bool], words: str) -> None:
+    """Raise `ValueError` unless the setting `name` is finite and `legal`, which is what `words` say."""
     value = getattr(config, name)
     if not (math.isfinite(value) and legal(value)):
         raise ValueError(f"{name} must be {words}, got {value}")

@@ -90,12 +90,13 @@ class Learner:
         controllers = [spelling.spell(regularizer.controller) for regularizer in self.regularizers]
         members = [{"member": i, **member._asdict(), "controller": text} for i, (member, text) in enumerate(zip(self.members, controllers, strict=True))]
         self.run.start(self.recipe, self.config.env, self.config, members=members, total=self.updates * self.config.environments * self.config.rollout)
-        for note in self.environments.notes:
-            self.run.event(0, "note", note)
         self.run.__enter__()
         state = self.run.restore()
         if state is not None:
             self.load_state_dict(state)
+        else:
+            for note in self.environments.notes:
+                self.run.event(0, "note", note)
         return self
 
     def __exit__(self, *error: Any) -> None:

@@ -82,13 +82,11 @@ class ActorCritic:
         self.parameters = stacked.FlatParameters(len(generators), shapes(architecture))
         self.shortcut: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
         layers = range(len(architecture.hidden) + 1)
-        self._towers = {
-            tower: [(self.parameters[f"{tower}.{layer}.weight"], self.parameters[f"{tower}.{layer}.bias"]) for layer in layers] for tower in ("actor", "critic")
-        }
+        self._towers = {tower: [(f"{tower}.{layer}.weight", f"{tower}.{layer}.bias") for layer in layers] for tower in ("actor", "critic")}
         with torch.no_grad():
             for name in self.parameters.shapes:
                 for member, generator in enumerate(generators):
-                    _initialise(self.parameters[name][member], name, architecture, generator, log_std)
+                    _initialise(self.parameters.plain[name][member], name, architecture, generator, log_std)
 
     def actor(self, observation: Tensor) -> Tensor:
         """Policy outputs (logits, or means and log standard deviations), `(M, N, *observation) -> (M, N, K)`."""
@@ -126,11 +124,11 @@ class ActorCritic:
         return torch.cat([outputs, log_std.expand(*outputs.shape[:2], -1)], dim=-1)
 
     def _run(self, observation: Tensor, *towers: Literal["actor", "critic"]) -> tuple[Tensor, ...]:
-        features, layers = self.features(observation), [self._towers[tower] for tower in towers]
+        features, names = self.features(observation), [self._towers[tower] for tower in towers]
         name = self.architecture.activation
         if name == "tanh" or name == "relu":  # noqa: PLR1714  in this form it narrows the type
-            return stacked.mlps(features, layers, name)
-        return tuple(stacked.plain_mlp(features, tower, _ACTIVATIONS[name]) for tower in layers)
+            return stacked.mlps(features, self.parameters, names, name)
+        return tuple(stacked.plain_mlp(features, self.parameters, tower, _ACTIVATIONS[name]) for tower in names)
 
 
 def _initialise(parameter: Tensor, name: str, architecture: Architecture, generator: torch.Generator, log_std: float) -> None:
@@ -153,5 +151,5 @@ def from_weights(architecture: Architecture, weights: Mapping[str, Tensor]) -> A
         raise ValueError(f"weights do not fit the architecture: expected {expected}, got { {n: tuple(w.shape) for n, w in weights.items()} }")
     with torch.no_grad():
         for name, value in weights.items():
-            network.parameters[name][0].copy_(value)
+            network.parameters.plain[name][0].copy_(value)
     return network

@@ -46,7 +46,11 @@ def regularizers(members: Sequence[Member], head: Head, *, steps: int, lr: float
             init_coef=init_coef,
             family=family.name,
         )
-        result.append(EntropyRegularizer(controller))
+        head.entropy(torch.zeros(1, 1, head.outputs + head.log_std), family, None)  # refuses what this head has no entropy of
+        try:
+            result.append(EntropyRegularizer(controller))
+        except ValueError as error:
+            raise ValueError(f"coef {member.coef} for {head.spec.kind} actions: {error}") from error
     return result
 
 

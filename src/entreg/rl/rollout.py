@@ -43,6 +43,8 @@ class Collector:
         self.per_member = environments.n // members
         self.head = head
         shape = environments.observation_spec.shape
+        if normalise_observation and environments.observation_spec.image:
+            raise ValueError("normalise_observation is for vectors: images are scaled to [0, 1] by the network")
         self.moments = RunningMoments(members, shape) if normalise_observation else None
         self.reward_scaler = reward_scaler
         self.observation, self.mask = environments.reset()

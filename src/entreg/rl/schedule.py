@@ -1,10 +1,13 @@
-"""A learning rate or clip range that moves once a rollout, spelled like a coefficient."""
+"""A learning rate or clip range that moves once a rollout, spelled like a coefficient; never below 0."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from entreg import spelling, targets
-from entreg.control import Observed
+from entreg.control import Observed, piecewise
+
+_MOST = {"clip": 1.0}  # a ratio cannot fall by more than all of it
 
 
 class Schedule:
@@ -16,7 +19,18 @@ class Schedule:
             self._state = self._controller.init()
             self._controller.update(self._state, Observed(entropy=float("nan")))
         except ValueError as error:
-            raise ValueError(f"{name} must be a number or a schedule such as linear(0.001, 0), got {text}") from error
+            raise ValueError(f"{name} must be a number or a schedule such as linear(0.001, 0), got {text!r}") from error
+        most = _MOST.get(name, math.inf)
+        for value in self._extremes(steps):
+            if not 0 <= value <= most:
+                raise ValueError(f"{name} must stay {'at 0 or above' if value < 0 else f'at {most:g} or below'}, got {text!r}, which goes to {value:g}")
+
+    def _extremes(self, steps: int) -> tuple[float, float]:
+        """The least and the largest value, looked for at a thousand steps of the run and where a piecewise schedule bends."""
+        controller: Any = self._controller
+        bends = [int(step) for step, _ in controller.points] if isinstance(controller, piecewise) else []
+        values = [controller.at(min(step, steps)) for step in (*range(0, steps, max(1, steps // 1000)), steps, *bends)]
+        return min(values), max(values)
 
     @property
     def value(self) -> float:
