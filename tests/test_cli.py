@@ -132,9 +132,37 @@ def test_print_config_and_config_files_with_flags_over_them(tmp_path, monkeypatc
     (tmp_path / "page.json").write_text(json.dumps(page))
     assert cli.main(["train", "--config", "page.json", "--coef", "0.2", "--print-config"]) == 0
     assert json.loads(capsys.readouterr().out)["config"]["coef"] == ["0.2"]
-    (tmp_path / "bad.json").write_text(json.dumps({"stepz": 1}))
-    assert cli.main(["train", "ppo", "--config", "bad.json", "--print-config"]) == 2
-    assert "stepz" in capsys.readouterr().err
+    for wrong, says in (
+        ({"stepz": 1}, "stepz"),
+        ({"steps": "many"}, 'steps is "many"; legal is int'),
+        ({"hidden": [8, "x"]}, "hidden is"),
+        ({"hidden": 8}, "legal is a list"),
+        ({"squash": 1}, "legal is bool"),
+        ({"env_kwargs": 3}, "legal is an object"),
+        ({"over": "both"}, "'action', 'trajectory'"),
+        ({"stop_at": "never"}, "legal is float or null"),
+        ({"recipe": "ppo", "config": [1]}, "no JSON object"),
+        ({"recipe": "ppo", "config": {}, "run": {"seed": "0"}}, 'seed is "0"'),
+    ):
+        (tmp_path / "bad.json").write_text(json.dumps(wrong))
+        assert cli.main(["train", "ppo", "--config", "bad.json", "--print-config"]) == 2
+        assert says in capsys.readouterr().err
+    (tmp_path / "good.json").write_text(json.dumps({"gamma": 1, "stop_at": 5, "hidden": [8, 8], "env_kwargs": {"a": 1}, "target_kl": None}))
+    assert cli.main(["train", "ppo", "--config", "good.json", "--print-config"]) == 0
+
+
+def test_memory_that_is_not_there_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "ppo", *SMALL, "--rollout", "1000000000000", "--no-video"]) == 1
+    assert "Unable to allocate" in (said := capsys.readouterr().err) and said.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes end otherwise there")
+def test_a_reader_that_has_seen_enough_hears_nothing_more(tmp_path):
+    process = start("recipes", cwd=tmp_path)
+    process.stdout.close()
+    with process.stderr as said:
+        assert said.read() == "" and process.wait(60) == 141
 
 
 def test_a_resumed_run_refuses_other_settings_and_another_recipe(tmp_path, monkeypatch, capsys):
@@ -143,7 +171,12 @@ def test_a_resumed_run_refuses_other_settings_and_another_recipe(tmp_path, monke
     (folder,) = tmp_path.glob("runs/*")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     capsys.readouterr()
-    for words, says in ((["--gamma", "0.5"], "gamma would change"), (["--coef", "0.3"], "coef would change")):
+    for words, says in (
+        (["--gamma", "0.5"], "gamma would change"),
+        (["--coef", "0.3"], "coef would change"),
+        (["--seed", "7", "--threads", "2"], "seed, threads"),
+        (["--config", "x"], "config 'x'"),
+    ):
         assert cli.main(["train", "--resume", "latest", *words]) == 2
         assert says in capsys.readouterr().err
     assert cli.main(["train", "ppo", "--resume", str(folder)]) == 2

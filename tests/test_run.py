@@ -69,6 +69,11 @@ def test_what_a_run_leaves(tmp_path):
     assert {path.name for path in (summary.folder / "checkpoint").iterdir()} == {"state-00000010", "state-00000011", "best-0"}
 
 
+def test_json_has_no_nan(tmp_path):
+    page = json.loads(closing(Summary(tmp_path, 3, None, {"return": float("nan"), "best": 1.5}), "ppo", as_json=True), parse_constant=pytest.fail)
+    assert page["metrics"] == {"return": None, "best": 1.5}
+
+
 def test_closing_lines(tmp_path):
     summary = Summary(tmp_path / "x", 7, "SIGTERM", {"return": 12.5})
     assert closing(summary, "ppo").splitlines() == ["stopped (SIGTERM) at step 7: return 12.5", f"{tmp_path / 'x'}: entreg train ppo --resume {tmp_path / 'x'}"]

@@ -1,13 +1,15 @@
 """The command line: `entreg train | play | export | report | recipes`. Verbs only; the work is done where it belongs.
 
-Answers go to stdout, messages to stderr. Exit status: 0; 1 a failed run; 2 usage; 130 and 143 after Ctrl-C and SIGTERM.
+Answers go to stdout, messages to stderr. Exit status: 0; 1 a failed run; 2 usage; 130 and 143 after Ctrl-C and SIGTERM, 141 when nobody reads stdout.
 Nothing heavy is imported before a verb needs it: `entreg --help` answers without torch.
 """
 
 import argparse
 import ast
+import contextlib
 import difflib
 import importlib
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -56,11 +58,18 @@ def _parser() -> argparse.ArgumentParser:
 def _guarded(verb: Any, arguments: Any) -> int:
     """Run a verb; what the user can mend is one line on stderr, everything else a traceback."""
     try:
-        return int(verb(arguments))
-    except (ValueError, ImportError, OSError) as error:
+        status = int(verb(arguments))
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `| head` has seen enough
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere, also at exit
+        return 141
+    except (ValueError, ImportError, OSError, MemoryError) as error:
         if getattr(error, "entreg_mid_run", False):
             raise
-        print(f"entreg: {error}", file=sys.stderr)
+        print(f"entreg: {'not enough memory: ' if isinstance(error, MemoryError) else ''}{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -90,8 +99,8 @@ def _recipes(_: Any) -> int:
 def _recipe(name: str) -> Any:
     if name not in recipe_names():
         near = difflib.get_close_matches(name, recipe_names(), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"there is no recipe {name!r}{hint} The recipes are {', '.join(recipe_names())}")
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"there is no recipe {name!r}.{hint} The recipes are {', '.join(recipe_names())}")
     return importlib.import_module(f"entreg.recipes.{name}")
 
 
@@ -113,10 +122,10 @@ def _train(words: Sequence[str]) -> int:
     except NonFinite as error:
         print(f"entreg: {error}; {run.folder} keeps the last good checkpoint", file=sys.stderr)
         return 1
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         if not run.started:
             raise
-        print(f"entreg: {error}; {run.folder} keeps the last good checkpoint", file=sys.stderr)
+        print(f"entreg: {str(error) or 'not enough memory'}; {run.folder} keeps the last good checkpoint", file=sys.stderr)
         return 1
     except ValueError as error:
         error.entreg_mid_run = run.started  # type: ignore[attr-defined]

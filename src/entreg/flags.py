@@ -7,10 +7,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from entreg.folder import find_run, read_config
-from entreg.run import RunSettings
+from entreg.run import KEPT, RunSettings
 
 
 class Flags(NamedTuple):
@@ -27,37 +28,70 @@ def parse(words: Sequence[str], find: Callable[[str], Any]) -> tuple[Any, RunSet
     """
     name = None if words[0].startswith("-") else words[0]
     rest = list(words if name is None else words[1:])
-    resume = _value_of(rest, "--resume")
+    resume, file = _value_of(rest, "--resume"), _value_of(rest, "--config")
     page: Mapping[str, Any] = {}
+    if resume is not None and file is not None:
+        raise ValueError(f"resume is {resume!r} beside config {file!r}; legal is one of the two: a resumed run goes by its own config.json")
     if resume is not None:
         folder = find_run(resume, Path(_value_of(rest, "--out") or "runs"), name)
         page = read_config(folder)
         if name is not None and name != page["recipe"]:
             raise ValueError(f"resume: {folder} is a run of {page['recipe']}, not of {name}")
         name = str(page["recipe"])
-    elif (file := _value_of(rest, "--config")) is not None:
+    elif file is not None:
         page = _read(Path(file))
         name = name or page.get("recipe")
     if name is None:
         raise ValueError("train needs the name of a recipe, --resume RUN or --config FILE; `entreg recipes` lists the recipes")
-    config = build(find(name).Config, page.get("config", page if "recipe" not in page else {}))
-    arguments = _tyro(name, config, _run_settings(page), rest)
-    if resume is not None and (changed := [f.name for f in fields(config) if getattr(arguments[0], f.name) != getattr(config, f.name)]):
+    config, settings = build(find(name).Config, page.get("config", page if "recipe" not in page else {})), _run_settings(page)
+    arguments = _tyro(name, config, settings, rest)
+    pairs = [(config, arguments[0], field.name) for field in fields(config)] + [(settings, arguments[1], name) for name in KEPT]
+    if resume is not None and (changed := [name for old, new, name in pairs if getattr(old, name) != getattr(new, name)]):
         raise ValueError(f"resume: a resumed run keeps its settings, and {', '.join(changed)} would change; start a new run with --config {folder}/config.json")
     return arguments[0], arguments[1], Flags(name, arguments[2])
 
 
 def build(kind: type, values: Mapping[str, Any]) -> Any:
-    """A `kind` dataclass from JSON values: lists become tuples; unknown names are refused with the legal ones."""
+    """A `kind` dataclass from JSON values: lists become tuples; unknown names and values of another type are refused with the legal ones."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"config: {values!r:.80} is no JSON object of settings")
     names = {field.name for field in fields(kind)}
     if unknown := sorted(values.keys() - names):
         raise ValueError(f"config: unknown setting {', '.join(unknown)}; legal are {', '.join(sorted(names))}")
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    hints, given = get_type_hints(kind), {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    for name, value in given.items():
+        if not _fits(value, hints[name]):
+            raise ValueError(f"config: {name} is {json.dumps(values[name])}; legal is {_spelled(hints[name])}")
+    return kind(**given)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value (lists as tuples) is of this type; a whole number is a float too, a bool no number."""
+    of, inside = get_origin(hint), get_args(hint)
+    if of is Literal:
+        return value in inside
+    if of in (Union, UnionType):
+        return any(_fits(value, one) for one in inside)
+    if of is tuple:
+        return isinstance(value, tuple) and all(_fits(item, inside[0]) for item in value)
+    if isinstance(value, bool) and hint is not bool:
+        return False
+    return isinstance(value, (int, float) if hint is float else of or hint)
+
+
+def _spelled(hint: Any) -> str:
+    """A type as a message says it."""
+    of, inside = get_origin(hint), get_args(hint)
+    if of is Literal:
+        return f"one of {', '.join(map(repr, inside))}"
+    if of in (Union, UnionType):
+        return " or ".join(map(_spelled, inside))
+    return {tuple: "a list", Mapping: "an object", type(None): "null"}.get(of or hint, getattr(hint, "__name__", str(hint)))
 
 
 def _run_settings(page: Mapping[str, Any]) -> RunSettings:
-    stored = {name: value for name, value in page.get("run", {}).items() if name in ("seed", "deterministic", "threads", "eval_every", "checkpoint_every")}
-    return RunSettings(**stored)
+    stored: RunSettings = build(RunSettings, {name: value for name, value in page.get("run", {}).items() if name in (*KEPT, "checkpoint_every")})
+    return stored
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ largest entropy there is, speed in steps of all members a second. `NO_COLOR` is 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -162,7 +163,8 @@ def closing(summary: Summary, recipe: str, *, as_json: bool = False, report: Pat
     runs/x: entreg play runs/x
     """
     if as_json:
-        page = {"folder": str(summary.folder), "step": summary.step, "stopped": summary.stopped, "metrics": summary.metrics}
+        numbers = {name: value if math.isfinite(value) else None for name, value in summary.metrics.items()}  # JSON has no NaN
+        page = {"folder": str(summary.folder), "step": summary.step, "stopped": summary.stopped, "metrics": numbers}
         return json.dumps({**page, "report": None if report is None else str(report)})
     how = "finished" if summary.stopped is None else f"stopped ({summary.stopped})"
     metrics = "; ".join(f"{name} {number(value)}" for name, value in summary.metrics.items())

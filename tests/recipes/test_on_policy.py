@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from entreg import functional, recipes, spelling
+from entreg.checkpoint import Checkpoints
 from entreg.recipes import a2c, ppo, reinforce
 from entreg.record import read_records
 from entreg.run import NonFinite, Run, RunSettings
@@ -236,3 +237,21 @@ def test_the_fused_update_keeps_to_masks_and_says_what_it_cannot_do(tmp_path):
         with pytest.raises(ValueError, match=words):
             trained(ppo, tmp_path / "refused", **changes, update="fused")
     assert not (tmp_path / "refused").exists()
+
+
+def test_a_run_whose_time_is_up_is_evaluated_and_can_go_on(tmp_path):
+    stopped, records = trained(ppo, tmp_path, steps=10**9, run={"max_time": 1e-3})
+    assert stopped.stopped == "max_time" and [r["eval/episodes"] for r in records if "eval/return" in r] == [2]
+    again = ppo.train(ppo.Config(**FAST, steps=10**9), Run(settings(tmp_path, resume=str(stopped.folder), max_time=1e-3)))
+    assert again.stopped == "max_time" and again.step > stopped.step
+
+
+def test_a_renderer_that_fails_costs_no_training(tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise OSError("no room for pictures")
+
+    monkeypatch.setattr("entreg.rl.acting.film", broken)
+    run = Run(settings(tmp_path))
+    with pytest.raises(OSError, match="no room"):
+        ppo.train(ppo.Config(**{**FAST, "video": True}, steps=64), run)
+    assert Checkpoints(run.folder / "checkpoint").load().state["complete"] is True

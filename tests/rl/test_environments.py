@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -241,11 +242,24 @@ def test_an_unknown_name_is_answered_with_known_ones(name, message):
         ({"seeds": [1, -2]}, "seeds"),
         ({"mode": "fast"}, "mode must be 'auto', 'sync' or 'async', got 'fast'"),
         ({"env_kwargs": {"gravity": 1}}, "env_kwargs: CartPole-v1 takes no argument 'gravity'"),
+        ({"env_kwargs": {"max_episode_steps": "x"}}, "env CartPole-v1 cannot be made with env_kwargs {'max_episode_steps': 'x'}: "),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         make("CartPole-v1", **{"seeds": [0], "per_member": 1, **arguments})
+
+
+def test_what_an_environment_cannot_be_made_with_is_one_line():
+    with pytest.raises(ValueError, match=r"FrozenLake-v1 cannot be made with env_kwargs {'map_name': '9x9'}: KeyError: '9x9'"):
+        make("FrozenLake-v1", seeds=[0], per_member=1, env_kwargs={"map_name": "9x9"})
+
+
+def test_mujoco_writes_no_log_file_while_a_model_is_read(tmp_path):
+    pytest.importorskip("mujoco")
+    code = "from entreg.rl.environments import make; make('HalfCheetah-v5', seeds=[0], per_member=1).close()"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=True, capture_output=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("name", "module"), [("ALE/Pong-v5", "ale_py"), ("MiniGrid-Empty-5x5-v0", "minigrid"), ("LunarLander-v3", "Box2D")])

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from entreg.rl import episodes
 from entreg.rl.environments import make
 from entreg.rl.episodes import evaluate, evaluate_members, record_episode
 
@@ -71,6 +72,20 @@ def test_a_recording_is_the_first_evaluated_episode(monkeypatch):
 def test_a_recording_stops_at_max_steps():
     recording = record_episode("CliffWalking-v1", zeros, seed=0, max_steps=6)
     assert recording.length == 6 and recording.episode_return == -6.0 and len(recording.frames) == 7
+
+
+def test_a_policy_that_walks_in_circles_is_cut(monkeypatch):
+    monkeypatch.setattr(episodes, "LONGEST", 30)
+    assert evaluate("CliffWalking-v1", zeros, 2, 0) == [(-30.0, 30)] * 2
+    assert record_episode("CliffWalking-v1", zeros, seed=0).length == 30
+    assert evaluate("CliffWalking-v1", zeros, 1, 0, env_kwargs={"max_episode_steps": 5}) == [(-5.0, 5)]
+    assert evaluate("Pendulum-v1", lambda seen, mask: np.zeros((len(seen), 1)), 1, 0)[0][1] == 200  # a limit of its own stays
+
+
+def test_a_recording_keeps_a_share_of_many_frames_and_ends_when_told():
+    recording = record_episode("CliffWalking-v1", zeros, seed=0, max_steps=40, most=8)
+    assert (len(recording.frames), recording.length, recording.frames_per_second) == (6, 40, 4 / 8)  # steps 0, 8, ... 40
+    assert record_episode("CliffWalking-v1", zeros, seed=0, stop=iter([False, False, True]).__next__).length == 2
 
 
 def test_environments_that_only_print_give_texts():

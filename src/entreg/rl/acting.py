@@ -5,7 +5,7 @@ Shapes: B observations of one environment, `(B, *observation) -> (B,)` or `(B, A
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,24 +109,32 @@ def from_checkpoint(state: Mapping[str, Any], member: int) -> Policy:
     return from_state({"spec": spec, "weights": weights, "normaliser": moments})
 
 
-def film(policy: Policy, env: str, env_kwargs: Mapping[str, Any], file: Path, *, seed: int, temperature: float = 0.0) -> str:
-    """Write one episode of the policy as an animation; the line says what was written, or why nothing was."""
+def film(
+    policy: Policy,
+    env: str,
+    env_kwargs: Mapping[str, Any],
+    file: Path,
+    *,
+    seed: int,
+    temperature: float = 0.0,
+    stop: Callable[[], object] | None = None,
+) -> str:
+    """Write one episode of the policy as an animation; the line says what was written, or why nothing was (`stop()` ended it, for one)."""
     import imageio.v3 as imageio
 
     def act(observation: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
         return policy.act_all(observation, mask, temperature=temperature)
 
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pictures need no screen, and without one SDL complains
-    recording = episodes.record_episode(env, act, seed=seed, env_kwargs=env_kwargs, width=_WIDTH)
-    if not recording.frames:
-        return f"no animation: {recording.reason or 'the environment only prints text'}"
-    stride = math.ceil(len(recording.frames) / _FRAMES)
-    frames = np.stack(recording.frames[::stride])
+    recording = episodes.record_episode(env, act, seed=seed, env_kwargs=env_kwargs, width=_WIDTH, most=_FRAMES, stop=stop)
+    if not recording.frames or (stop is not None and stop()):
+        return f"no animation: {recording.reason or ('stopped' if recording.frames else 'the environment only prints text')}"
+    frames = np.stack(recording.frames)
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".gif":
-        imageio.imwrite(file, frames, duration=1000 * stride / recording.frames_per_second, loop=0)
+        imageio.imwrite(file, frames, duration=1000 / recording.frames_per_second, loop=0)
     else:
-        imageio.imwrite(file, frames, fps=recording.frames_per_second / stride)
+        imageio.imwrite(file, frames, fps=recording.frames_per_second)
     return f"{file}: an episode of {recording.length} steps, return {recording.episode_return:g}"
 
 

@@ -60,5 +60,5 @@ def make(env: str, *, seeds: Sequence[int], per_member: int, mode: Mode = "auto"
 
 def _is_cartpole(spec: EnvSpec, kwargs: Mapping[str, Any]) -> bool:
     known = {"sutton_barto_reward", "max_episode_steps"}
-    plain = not spec.additional_wrappers and known >= set(kwargs) | set(spec.kwargs)
+    plain = not spec.additional_wrappers and known >= set(kwargs) | set(spec.kwargs) and all(isinstance(value, int) for value in kwargs.values())
     return spec.entry_point == "gymnasium.envs.classic_control.cartpole:CartPoleEnv" and plain

@@ -15,6 +15,7 @@ from entreg.rl.spaces import MaskReader, action_codec, observation_codec
 from entreg.rl.stepping import environment_seed
 
 Policy = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
+LONGEST = 27_000  # steps of an episode here where the environment sets no limit: a policy that walks in circles would never end one. Atari's own limit
 
 
 def evaluate(
@@ -51,6 +52,7 @@ def evaluate_members(
     """Return and length of `episodes` episodes for each member, played in up to `parallel` environments a member.
 
     How many episodes each environment plays is fixed beforehand: taking the first ones to end would favour short episodes.
+    An environment without a limit of its own is cut after `LONGEST` steps.
     The policy sees all members' environments at once, member-major. When `stop()` turns true all lists are empty: an evaluation that is not complete is none.
 
     Raises:
@@ -61,7 +63,7 @@ def evaluate_members(
     per_member = min(parallel, episodes)
     quota = [episodes // per_member + (index < episodes % per_member) for index in range(per_member)] * len(seeds)
     played: list[list[tuple[float, int]]] = [[] for _ in quota]
-    environments = make(env, seeds=seeds, per_member=per_member, mode=mode, env_kwargs=env_kwargs)
+    environments = make(env, seeds=seeds, per_member=per_member, mode=mode, env_kwargs=_limited(env, env_kwargs))
     try:
         observation, mask = environments.reset()
         missing = sum(quota)
@@ -78,6 +80,12 @@ def evaluate_members(
         environments.close()
     members = range(0, len(quota), per_member)
     return [[episode for one in played[first : first + per_member] for episode in one] for first in members]
+
+
+def _limited(env: str, env_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The arguments of the environment, with a time limit where it has none."""
+    limit = {} if naming.find(env)[0].max_episode_steps is not None else {"max_episode_steps": LONGEST}
+    return {**limit, **(env_kwargs or {})}
 
 
 class Recording(NamedTuple):
@@ -99,38 +107,41 @@ def record_episode(
     max_steps: int | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     width: int | None = None,
+    most: int | None = None,
     window: bool = False,
+    stop: Callable[[], object] | None = None,
 ) -> Recording:
     """Play the episode that `evaluate` with this seed plays in its first environment, and look at it.
 
-    The policy gets batches of one. Frames wider than `width` are averaged over whole blocks of pixels; `window` shows the episode instead of keeping it.
+    The policy gets batches of one. Frames wider than `width` are averaged over whole blocks of pixels; of more than `most` frames every second one goes
+    (and again), so that long episodes cost no memory; `window` shows the episode instead of keeping it. It ends early when `stop()` turns true.
     """
     spec, _ = naming.find(env)
-    kwargs = dict(env_kwargs or {})
+    kwargs = _limited(env, env_kwargs)
     plain, _ = naming.build(spec, kwargs)
     modes = plain.metadata.get("render_modes") or []
     plain.close()
     wanted: tuple[Literal["human", "rgb_array", "ansi"], ...] = ("human",) if window else ("rgb_array", "ansi")
     mode = next((name for name in wanted if name in modes), None)
     world, _ = naming.build(spec, kwargs if mode is None else {**kwargs, "render_mode": mode})
-    camera = _Camera(world, mode, width)
+    camera = _Camera(world, mode, width, most)
     if mode is None:
         camera.reason = f"{spec.id} renders {', '.join(modes) or 'nothing'}, not {' or '.join(wanted)}"
     try:
-        total, length = _play(world, policy, camera, environment_seed(seed, 0), max_steps)
+        total, length = _play(world, policy, camera, environment_seed(seed, 0), lambda taken: taken == max_steps or bool(stop is not None and stop()))
     finally:
         world.close()
-    return Recording(camera.frames, camera.texts, total, length, float(world.metadata.get("render_fps") or 15), camera.reason)
+    return Recording(camera.frames, camera.texts, total, length, float(world.metadata.get("render_fps") or 15) / camera.every, camera.reason)
 
 
-def _play(world: gymnasium.Env[Any, Any], policy: Policy, camera: "_Camera", seed: int, max_steps: int | None) -> tuple[float, int]:
+def _play(world: gymnasium.Env[Any, Any], policy: Policy, camera: "_Camera", seed: int, enough: Callable[[int], bool]) -> tuple[float, int]:
     codec, actions = observation_codec(world.observation_space), action_codec(world.action_space)
     reader = MaskReader(actions.spec)
     seen, info = world.reset(seed=seed)
     masked = reader.present(info)
     total, length, over = 0.0, 0, False
     camera.look()
-    while not over and (max_steps is None or length < max_steps):
+    while not over and not enough(length):
         observation = codec.empty(1)
         codec.write(observation[0], seen)
         mask = np.ones((1, reader.size), bool) if masked else None
@@ -145,14 +156,17 @@ def _play(world: gymnasium.Env[Any, Any], policy: Policy, camera: "_Camera", see
 class _Camera:
     """Collects what an environment renders; a renderer that fails (no display, no OpenGL) ends the recording, not the episode."""
 
-    def __init__(self, world: gymnasium.Env[Any, Any], mode: str | None, width: int | None) -> None:
+    def __init__(self, world: gymnasium.Env[Any, Any], mode: str | None, width: int | None, most: int | None) -> None:
+        self.every = 1  # steps from one frame to the next
         self.frames: list[np.ndarray] = []
         self.texts: list[str] = []
         self.reason: str | None = None
-        self._world, self._mode, self._width = world, mode, width
+        self._world, self._mode, self._width, self._most, self._steps = world, mode, width, most, 0
 
     def look(self) -> None:
-        if self._mode in (None, "human") or self.reason is not None:
+        due = self._steps % self.every == 0
+        self._steps += 1
+        if self._mode in (None, "human") or self.reason is not None or not due:
             return
         try:
             frame: Any = self._world.render()
@@ -164,6 +178,9 @@ class _Camera:
             self.texts.append(str(frame))
         else:
             self.frames.append(_shrunk(np.asarray(frame, np.uint8), self._width))
+            if self._most is not None and len(self.frames) > self._most:
+                del self.frames[1::2]
+                self.every *= 2
 
 
 def _shrunk(frame: np.ndarray, width: int | None) -> np.ndarray:

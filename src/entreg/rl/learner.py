@@ -5,7 +5,7 @@ A recipe is a loop over `learner.rollouts()` that turns each rollout into calls 
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -167,8 +167,8 @@ class Learner:
             return rollout.advantage
         return (rollout.advantage - rollout.advantage.mean(1, keepdim=True)) / (rollout.advantage.std(1, keepdim=True) + 1e-8)
 
-    def evaluate(self) -> None:
-        """Run each member's policy for `eval_episodes` episodes; the best so far of each is kept."""
+    def evaluate(self, stop: Callable[[], object] | None = None) -> bool:
+        """Run each member's policy for `eval_episodes` episodes unless `stop()` (by default the run's) ends it; the best so far of each is kept."""
         config, policy = self.config, self._policy()
         every = episodes.evaluate_members(
             config.env,
@@ -177,10 +177,10 @@ class Learner:
             seeds=[member.seed + acting.EVALUATION_SEED for member in self.members],
             mode=config.vectorise,
             env_kwargs=config.env_kwargs,
-            stop=self.run.stopping,
+            stop=stop or self.run.stopping,
         )
         if not every[0]:
-            return
+            return False
         self.evaluation_due = False
         for index, played in enumerate(every):
             returns = np.array([total for total, _ in played])
@@ -189,22 +189,30 @@ class Learner:
             self.run.log(self.step, member=index, **values)
             self.books.evaluated[index] = mean
             self.run.save_best(index, mean, policy.state(index), step=self.step)
+        return True
 
     def finish(self) -> Summary:
         """Evaluate and film what was trained unless the run was told to stop, save, and say how it ended."""
-        if not self.complete and self.stopped in (None, "stop_at", "max_time"):
-            self.evaluate()
-            if self.config.video and self.run.stopping() in (None, "max_time"):
-                best = int(np.nanargmax([*self.books.evaluated, -math.inf])) % len(self.members)
-                policy, file = acting.from_checkpoint(self.state_dict(), best), self.run.folder / "media" / "episode.gif"
-                acting.film(policy, self.config.env, self.config.env_kwargs, file, seed=self.members[best].seed + acting.EVALUATION_SEED)
+        fresh = not self.complete and self.stopped in (None, "stop_at", "max_time") and self.evaluate(self._told)
+        if fresh:
             self.complete = self.update == self.updates or self.stopped == "stop_at"
         if self.stopped is not None:
             self.run.stop(self.stopped)
         self.run.checkpoint(self.step, self.state_dict, force=True)
         if self.run.settings.dry_run:
             self.load_state_dict(self.run.reload() or {})
+        if fresh and self.config.video:  # after the checkpoint: whatever a renderer does, the run is saved
+            self._film()
         return self.run.finish(self.step, self.books.summary())
+
+    def _film(self) -> None:
+        best = int(np.nanargmax([*self.books.evaluated, -math.inf])) % len(self.members)
+        policy, file = acting.from_checkpoint(self.state_dict(), best), self.run.folder / "media" / "episode.gif"
+        seed = self.members[best].seed + acting.EVALUATION_SEED
+        acting.film(policy, self.config.env, self.config.env_kwargs, file, seed=seed, stop=self._told)
+
+    def _told(self) -> bool:
+        return self.run.stopping() in ("SIGINT", "SIGTERM")
 
     def _policy(self) -> Policy:
         return Policy(self.network, self.head, self.collector.moments, seeds=[member.seed + acting.EVALUATION_SEED for member in self.members])

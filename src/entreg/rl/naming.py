@@ -3,6 +3,7 @@
 Names are Gymnasium ids, or `module:Id` for ids that importing `module` registers.
 """
 
+import contextlib
 import difflib
 import importlib
 import re
@@ -90,19 +91,26 @@ def build(spec: EnvSpec, kwargs: Mapping[str, Any]) -> tuple[gymnasium.Env[Any, 
     """Make one environment without Gymnasium's checker; warnings of its making come back as sentences instead of going to stderr once an environment.
 
     Raises:
-        ImportError: a package it needs is not installed. ValueError: an argument that it does not take.
+        ImportError: a package it needs is not installed. ValueError: an argument that it does not take, or cannot be made with.
     """
+    if "mujoco" in str(spec.entry_point):  # it warns while it reads a model
+        with contextlib.suppress(ImportError):
+            importlib.import_module("mujoco")
+            _no_log_file()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             env = gymnasium.make(spec, disable_env_checker=True, **kwargs)
         except (DependencyNotInstalled, ImportError) as error:
             raise _not_installed(spec.id, error) from error
-        except TypeError as error:
-            if "unexpected keyword argument" not in str(error):
-                raise
+        except Exception as error:
             unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-            raise ValueError(f"env_kwargs: {spec.id} takes no argument {unknown[1] if unknown else ''!r}") from error
+            if unknown is not None:
+                raise ValueError(f"env_kwargs: {spec.id} takes no argument {unknown[1]!r}") from error
+            if not kwargs and not isinstance(error, gymnasium.error.Error):
+                raise  # the environment's own mistake
+            told = " ".join(str(error).split())
+            raise ValueError(f"env {spec.id} cannot be made{f' with env_kwargs {dict(kwargs)}' if kwargs else ''}: {type(error).__name__}: {told}") from error
     _no_log_file()
     return env, _remarks(caught)
 
