@@ -75,7 +75,8 @@ def eager_side(members: int, items: int, batch: int, epochs: int) -> Callable[[]
                 advantage = (advantage - advantage.mean(1, keepdim=True)) / (advantage.std(1, keepdim=True) + 1e-8)
                 ratio = (log_prob - old).exp()
                 policy = -torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
-                network.parameters.backward((policy + 0.5 * (value - returns).square() - 0.01 * entropy).mean(1).sum())
+                loss = policy + 0.5 * (value - returns).square() - 0.01 * entropy
+                network.parameters.backward((loss, torch.full_like(loss, 1 / loss.shape[1])))
                 stacked.clip_grad_norm(network.parameters, 0.5)
                 optimizer.step(1e-3)
 

@@ -3,7 +3,7 @@
     python -m bench.population [--quick] [--repeats 3] [--out bench/results/population.csv]
 
 48 members are 6 coefficients x 8 seeds. `zoo`: RL-Zoo's settings (8 environments, 32 steps, 20 epochs of one minibatch); `study`: 8 environments,
-64 steps, 4 epochs x 4 minibatches; `vmap`: 16 members, 4 environments, 128 steps, 4 epochs x 4 minibatches. stable-baselines3 trains one
+64 steps, 4 epochs x 4 minibatches, also with one member `alone`; `vmap`: 16 members, 4 environments, 128 steps, 4 epochs x 4 minibatches. stable-baselines3 trains one
 member at the zoo's settings on one thread: what a loop over members would reach on a core.
 """
 
@@ -27,6 +27,7 @@ COEFS = ("0.0", "0.0001", "0.001", "0.01", "0.1", "1.0")
 SETTINGS: dict[str, dict[str, Any]] = {
     "zoo": {"environments": 8, "rollout": 32, "batch_size": 256, "epochs": 20, "gamma": 0.98, "lam": 0.8, "steps": 2_560, "coef": COEFS, "seeds": 8},
     "study": {"environments": 8, "rollout": 64, "batch_size": 128, "epochs": 4, "steps": 10_240, "coef": COEFS, "seeds": 8},
+    "study, alone": {"environments": 8, "rollout": 64, "batch_size": 128, "epochs": 4, "steps": 40_960, "coef": ("0.01",), "seeds": 1},
     "vmap": {"environments": 4, "rollout": 128, "batch_size": 128, "epochs": 4, "steps": 20_480, "coef": ("0.01",), "seeds": 16},
 }
 
