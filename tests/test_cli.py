@@ -174,7 +174,7 @@ def test_a_resumed_run_refuses_other_settings_and_another_recipe(tmp_path, monke
     for words, says in (
         (["--gamma", "0.5"], "gamma would change"),
         (["--coef", "0.3"], "coef would change"),
-        (["--seed", "7", "--threads", "2"], "seed, threads"),
+        (["--seed", "7", "--threads", "2"], "seed, threads would change"),
         (["--config", "x"], "config 'x'"),
     ):
         assert cli.main(["train", "--resume", "latest", *words]) == 2

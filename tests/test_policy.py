@@ -8,7 +8,7 @@ import torch
 
 from entreg import load
 from entreg.checkpoint import Checkpoints
-from entreg.policy import Exported
+from entreg.policy import Exported, play
 from entreg.recipes import a2c
 from entreg.run import Run, RunSettings
 
@@ -65,3 +65,60 @@ def test_it_acts_on_normalised_observations_and_so_does_its_export(folder):
     with pytest.raises(ValueError, match=r"observation must have shape \(4,\)"):
         policy.act(np.zeros(3))
     assert math.isfinite(outputs.abs().sum())
+
+
+def trained(out, env, **changes):
+    config = {"env": env, "steps": 32, "environments": 2, "hidden": (4,), "video": False, "eval_episodes": 1, **changes}
+    return load(a2c.train(a2c.Config(**config), Run(RunSettings(out=out, quiet=True))).folder)
+
+
+@pytest.mark.parametrize(
+    ("env", "raw", "read"),
+    [
+        ("FrozenLake-v1", 3, np.eye(16)[3]),
+        ("Blackjack-v1", (4, 2, 1), np.concatenate([np.eye(32)[4], np.eye(11)[2], np.eye(2)[1]])),
+        ("tests.rl.small:Picture-v0", np.arange(432, dtype=np.uint8).reshape(12, 12, 3), np.arange(432, dtype=np.uint8).reshape(12, 12, 3).transpose(2, 0, 1)),
+    ],
+)
+def test_it_acts_on_what_the_environment_gives(env, raw, read, tmp_path):
+    policy = trained(tmp_path, env)
+    batch, single = policy._batch(raw)
+    np.testing.assert_array_equal(batch, read[None])
+    assert single and policy.act(raw) == policy.act(read)
+    if not isinstance(raw, tuple):
+        assert policy.act([raw, raw]).tolist() == [policy.act(raw)] * 2
+    with pytest.raises(ValueError, match="or lie in"):
+        policy.act(99 if env == "FrozenLake-v1" else np.zeros(5))
+
+
+def test_actions_are_counted_as_the_environment_counts_them_and_masks_are_its_own(tmp_path):
+    policy = trained(tmp_path, "tests.rl.worlds:Masked-v0")
+    assert policy.act(-2, np.array([0, 0, 1, 0])) == 7
+    assert policy.act([-2, 1], [[0, 0, 1, 0], [1, 0, 0, 0]]).tolist() == [7, 5]
+    assert Exported(policy)(torch.eye(5))[1].tolist() == policy.act(np.eye(5)).tolist()
+    for mask, words in (([1, 1, 1], "has 3 entries"), ([0, 0, 0, 0], "allows no action")):
+        with pytest.raises(ValueError, match=words):
+            policy.act(-2, mask)
+    with pytest.raises(ValueError, match="classes of 2 observations"):
+        policy.act([-2, 1], [[1, 1, 1, 1]])
+
+
+@pytest.mark.parametrize("temperature", [-1.0, math.nan, math.inf])
+def test_a_temperature_that_cannot_be_meant_is_refused(folder, temperature):
+    with pytest.raises(ValueError, match="temperature must be finite and not negative"):
+        load(folder).act(np.zeros(4), temperature=temperature)
+
+
+def test_an_observation_that_is_not_finite_is_refused(folder):
+    with pytest.raises(ValueError, match="holds NaN or infinity"):
+        load(folder).act(np.array([0.0, math.nan, 0.0, 0.0]))
+
+
+def test_a_file_that_cannot_become_an_animation_is_refused_before_anything_is_played(folder, tmp_path, monkeypatch):
+    for name in ("film.xyz", "film"):
+        with pytest.raises(ValueError, match=r"legal are files that end in \.gif or \.mp4"):
+            next(play(folder, save=tmp_path / name))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ImportError, match="imageio-ffmpeg"):
+        next(play(folder, save=tmp_path / "film.mp4"))
+    assert list(tmp_path.iterdir()) == []

@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     play.add_argument("--temperature", type=float, default=0.0, help="0 takes the most probable action, 1 samples (default 0)")
     play.add_argument("--member", type=int, help="member of a population (default: the best of the first coefficient)")
     play.add_argument("--seed", type=int, default=0, help="of the episodes (default 0)")
-    play.add_argument("--save", type=Path, metavar="FILE", help="write an animation (.gif, .mp4) instead of opening a window")
+    play.add_argument("--save", type=Path, metavar="FILE", help="write an animation (.gif, or .mp4 where imageio has ffmpeg) instead of opening a window")
     export = verbs.add_parser("export", help="write a run's policy as ONNX, normalisation inside", allow_abbrev=False)
     export.add_argument("run", help="run folder, or latest")
     export.add_argument("--output", type=Path, metavar="FILE", help="default: policy.onnx in the run folder")

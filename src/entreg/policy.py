@@ -1,9 +1,12 @@
 """The policy of a finished run: load it, watch it, export it."""
 
+import importlib.util
+import logging
 import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from entreg import disk
 from entreg.checkpoint import Checkpoints, load_best
 from entreg.folder import find_run, read_config, warn
-from entreg.rl import acting, episodes
+from entreg.rl import acting, episodes, naming
 from entreg.rl.acting import Policy
 
 
@@ -35,19 +39,27 @@ def load(folder: str | Path, member: int | None = None) -> Policy:
     first = [index for index, one in enumerate(members) if (one.get("coef"), one.get("family")) == (members[0].get("coef"), members[0].get("family"))]
     chosen = member if member is not None else max(first, key=lambda index: scores.get(index, -np.inf))
     if chosen in scores:
-        return acting.from_state(load_best(folder / "checkpoint", chosen).state)
+        return _seeing(acting.from_state(load_best(folder / "checkpoint", chosen).state), page["config"])
     saved = checkpoints.load()
     if saved is None or "policy" not in saved.state:
         raise ValueError(f"{folder} holds no policy: {'it has no checkpoint yet' if saved is None else 'recipe ' + page['recipe'] + ' trains none'}")
-    return acting.from_checkpoint(saved.state, chosen)
+    return _seeing(acting.from_checkpoint(saved.state, chosen), page["config"])
+
+
+def _seeing(policy: Policy, config: Mapping[str, Any]) -> Policy:
+    """The policy, able to read what its environment gives; that is only made when it has to be looked at."""
+    policy.space = cache(lambda: naming.observation_space(config["env"], config["env_kwargs"]))
+    return policy
 
 
 def play(folder: Path, *, count: int = 5, temperature: float = 0.0, member: int | None = None, seed: int = 0, save: Path | None = None) -> Iterator[str]:
     """Evaluate a run's policy and show an episode, in a window or as an animation file; yields lines to print."""
     if count < 1:
         raise ValueError(f"episodes must be at least 1, got {count}")
-    if temperature < 0:
-        raise ValueError(f"temperature must not be negative, got {temperature}")
+    if not 0 <= temperature < np.inf:
+        raise ValueError(f"temperature must be finite and not negative, got {temperature}")
+    if save is not None:
+        _check_animation(save)
     policy = load(folder, member)
     config: Mapping[str, Any] = read_config(folder)["config"]
     results = episodes.evaluate(
@@ -66,6 +78,14 @@ def play(folder: Path, *, count: int = 5, temperature: float = 0.0, member: int 
     else:
         file = save if save is not None else folder / "play.gif"
         yield acting.film(policy, config["env"], config["env_kwargs"], file, seed=seed, temperature=temperature)
+
+
+def _check_animation(file: Path) -> None:
+    """Raise before anything is played when this file cannot become an animation."""
+    if file.suffix not in (".gif", ".mp4"):
+        raise ValueError(f"save is {str(file)!r}; legal are files that end in .gif or .mp4")
+    if file.suffix == ".mp4" and not any(importlib.util.find_spec(module) for module in ("imageio_ffmpeg", "av")):
+        raise ImportError("an .mp4 needs imageio-ffmpeg: pip install 'imageio[ffmpeg]'; a .gif does not")
 
 
 def _has_screen() -> bool:
@@ -88,7 +108,7 @@ class Exported(nn.Module):
         if self.policy.moments is not None:
             observation = ((observation - self.get_buffer("mean")) * self.get_buffer("scale")).clamp(-10, 10)
         outputs = self.policy.network.actor(observation[None])[0]
-        return outputs, self.policy.head.mode(outputs)
+        return outputs, acting.taken(self.policy.head.spec, self.policy.head.mode(outputs), torch.tensor)
 
 
 def export(folder: Path, *, output: Path | None = None, member: int | None = None) -> str:
@@ -106,26 +126,35 @@ def export(folder: Path, *, output: Path | None = None, member: int | None = Non
     architecture = policy.network.architecture
     shape = (2, *architecture.observation)
     example = torch.randint(0, 256, shape, dtype=torch.uint8) if architecture.image else torch.randn(shape)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's exporter uses what torch deprecates; the result is checked below
-        _write(Exported(policy).eval(), example, target)
-    batch = torch.cat([example, example, example])[:5]
-    outputs, action = onnxruntime.InferenceSession(str(target)).run(None, {"observation": batch.numpy()})
-    difference = float(np.abs(outputs - Exported(policy)(batch)[0].detach().numpy()).max())
-    if difference > 1e-4 * max(1.0, float(np.abs(outputs).max())) or len(action) != len(batch):
+    graph = _graph(Exported(policy).eval(), example)
+    batch = torch.cat([example, example.flip(0), example])[:5]
+    outputs, action = onnxruntime.InferenceSession(graph).run(None, {"observation": batch.numpy()})
+    expected, taken = (part.detach().numpy() for part in Exported(policy)(batch))
+    difference = float(np.abs(outputs - expected).max())
+    if difference > 1e-4 * max(1.0, float(np.abs(outputs).max())) or action.shape != taken.shape or np.abs(action - taken).max() > 1e-3:
         raise ValueError(f"the exported graph differs from the policy by {difference:.2g}")
+    disk.replace_file(target, graph)
     return f"{target}: observation {list(architecture.observation)} to outputs and action, checked with onnxruntime (largest difference {difference:.1g})"
 
 
-def _write(module: nn.Module, example: Tensor, target: Path) -> None:
-    torch.onnx.export(
-        module,
-        (example,),
-        target,
-        input_names=["observation"],
-        output_names=["outputs", "action"],
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-    )
+def _graph(module: nn.Module, example: Tensor) -> bytes:
+    """The module as ONNX. Torch's exporter warns of what it deprecates itself and of packages that are not needed here; the result is checked."""
+    quiet = logging.getLogger("torch.onnx")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module,
+                (example,),
+                input_names=["observation"],
+                output_names=["outputs", "action"],
+                dynamo=True,
+                verbose=False,
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            )
+    finally:
+        quiet.setLevel(level)
+    assert program is not None
+    return bytes(program.model_proto.SerializeToString())

@@ -46,6 +46,11 @@ def test_evenly_spread_noise_gives_every_class_its_share(temperature, mask):
     torch.testing.assert_close(share, torch.softmax(allowed / temperature, -1), rtol=0, atol=1e-3)
 
 
+def test_a_temperature_near_zero_is_temperature_zero():
+    logits = torch.tensor([[[1.0, 9.0, 2.0, 0.0, 3.0]]])
+    assert taken(TWO, logits, torch.full((1, 1, 2), 0.5), None, 1e-60).tolist() == [[[1, 1]]]
+
+
 def test_temperature_zero_takes_the_most_probable_legal_action():
     logits = torch.tensor([[[1.0, 9.0, 2.0, 0.0, 3.0]]])
     assert taken(TWO, logits, torch.zeros(1, 1, 2), None, 0.0).tolist() == [[[1, 1]]]

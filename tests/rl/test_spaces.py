@@ -3,8 +3,10 @@
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
+from entreg.rl.acting import taken
 from entreg.rl.environments import make
 from entreg.rl.spaces import action_codec, observation_codec
 from entreg.rl.stepping import environment_seed
@@ -92,13 +94,13 @@ def test_actions_land_in_their_space(space, actions, expected, sizes):
 
 
 def test_bounds_of_continuous_actions():
-    assert action_codec(spaces.Box(np.array([-2.0, -np.inf]), np.array([2.0, np.inf]), dtype=np.float64)).spec == (
+    assert action_codec(spaces.Box(np.array([-2.0, -np.inf]), np.array([2.0, np.inf]), dtype=np.float64)).spec[:4] == (
         "continuous",
         (2,),
         (-2.0, -np.inf),
         (2.0, np.inf),
     )
-    assert action_codec(spaces.Discrete(2)).spec == ("discrete", (2,), None, None)
+    assert action_codec(spaces.Discrete(2)).spec[:4] == ("discrete", (2,), None, None)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ def test_other_actions_are_refused(space):
 
 def test_continuous_actions_reach_pendulum():
     environments = make("Pendulum-v1", seeds=[0], per_member=2)
-    assert environments.action_spec == ("continuous", (1,), (-2.0,), (2.0,))
+    assert environments.action_spec[:4] == ("continuous", (1,), (-2.0,), (2.0,))
     environments.reset()
     step = environments.step(np.array([[5.0], [0.5]], np.float32))
     for index, torque in enumerate((2.0, 0.5)):
@@ -119,3 +121,19 @@ def test_continuous_actions_reach_pendulum():
         env.reset(seed=environment_seed(0, index))
         assert env.step(np.array([torque], np.float32))[1] == step.reward[index]
     environments.close()
+
+
+@pytest.mark.parametrize(
+    ("space", "action", "expected"),
+    [
+        (spaces.Discrete(3, start=5), [2], 7),
+        (spaces.MultiDiscrete([[3, 2], [2, 2]], start=[[1, 0], [0, 4]]), [[2, 1, 0, 1]], [[3, 1], [0, 5]]),
+        (spaces.Box(-1, 1, (2, 1)), [[0.5, -0.5]], [[0.5], [-0.5]]),
+        (spaces.Box(-1, 1, (2,)), [[0.5, -0.5]], [0.5, -0.5]),
+        (spaces.MultiBinary(2), [[1, 0]], [1, 0]),
+    ],
+)
+def test_a_loaded_policys_actions_are_the_codecs(space, action, expected):
+    codec, action = action_codec(space), np.array(action)
+    assert np.asarray(codec.decode(action)[0]).tolist() == taken(codec.spec, action)[0].tolist() == expected
+    assert taken(codec.spec, torch.from_numpy(action), torch.tensor)[0].tolist() == expected

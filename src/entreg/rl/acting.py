@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from entreg.rl import episodes, population
 from entreg.rl.heads import Head, head_for
 from entreg.rl.networks import ActorCritic, Architecture, from_weights, shapes
 from entreg.rl.normalize import RunningMoments
-from entreg.rl.spaces import ActionSpec
+from entreg.rl.spaces import ActionSpec, MaskReader, observation_codec
 
 EVALUATION_SEED = 1_000_003  # added to a member's seed: episodes that training does not see
 _FRAMES = 240  # of an animation, at most
@@ -25,27 +26,69 @@ _WIDTH = 320  # of an animation, in pixels
 
 
 class Policy:
-    """What `entreg.load(folder)` gives: `act(observation)`. Holds one member, or stacks several that `act_all` asks at once."""
+    """What `entreg.load(folder)` gives: `act(observation)`. Holds one member, or stacks several that `act_all` asks at once.
+
+    `space` gives the environment's observation space; it is asked for observations that are not yet as the network reads them.
+    """
 
     def __init__(self, network: ActorCritic, head: Head, moments: RunningMoments | None, *, seeds: Sequence[int] = (0,)) -> None:
         self.network = network
         self.head = head
         self.moments = moments
+        self.space: Callable[[], spaces.Space[Any]] | None = None
         self._streams = population.Streams(seeds)
 
-    def act(self, observation: np.ndarray, mask: np.ndarray | None = None, *, temperature: float = 0.0) -> np.ndarray:
-        """Actions for one observation or a batch, as the environment takes them; `mask` names the legal ones.
+    def act(self, observation: Any, mask: Any = None, *, temperature: float = 0.0) -> np.ndarray:
+        """Actions for one observation, as the environment gives it or as the network reads it, or for a batch of arrays, as the environment takes them.
 
-        Temperature 0 takes the most probable action, 1 samples. Raises: `ValueError` for observations of another shape.
+        `mask` names the legal classes, as `info["action_mask"]` does. Temperature 0 takes the most probable action, 1 samples.
+
+        Raises: `ValueError` for observations of another shape or not finite, for a mask of another size or without a legal action.
         """
-        observation = np.asarray(observation)
+        if not 0 <= temperature < np.inf:
+            raise ValueError(f"temperature must be finite and not negative, got {temperature}")
+        batch, single = self._batch(observation)
+        if batch.dtype.kind == "f" and not np.isfinite(batch).all():
+            raise ValueError("observation must be finite, and holds NaN or infinity")
+        legal = None if mask is None else self._legal([mask] if single else mask, len(batch))
+        actions = taken(self.head.spec, self.act_all(batch, legal, temperature=temperature))
+        one: np.ndarray = actions[0] if single else actions
+        return one
+
+    def _batch(self, observation: Any) -> tuple[np.ndarray, bool]:
+        """Observations `(B, *shape)` as the network reads them, and whether it is a single one."""
         shape = self.network.architecture.observation
-        if observation.shape[-len(shape) :] != shape or observation.ndim > len(shape) + 1:
-            raise ValueError(f"observation must have shape {shape} or (B, {', '.join(map(str, shape))}), got {observation.shape}")
-        if observation.ndim > len(shape):
-            return self.act_all(observation, mask, temperature=temperature)
-        single: np.ndarray = self.act_all(observation[None], None if mask is None else np.asarray(mask)[None], temperature=temperature)[0]
-        return single
+        given = np.asarray(observation) if not isinstance(observation, Mapping | tuple) else None
+        if given is not None and given.shape[-len(shape) :] == shape and given.ndim <= len(shape) + 1:
+            return (given, False) if given.ndim > len(shape) else (given[None], True)
+        words = f"observation must have shape {shape} or (B, {', '.join(map(str, shape))})"
+        got = type(observation).__name__ if given is None else f"shape {given.shape}"
+        if self.space is None:
+            raise ValueError(f"{words}, got {got}")
+        space = self.space()
+        single = given is None or space.shape is None or given.shape == space.shape
+        if given is not None and not single and given.shape[1:] != space.shape:
+            raise ValueError(f"{words}, or lie in {space}, got {got}")
+        codec, rows = observation_codec(space), [observation] if single else list(given if given is not None else ())
+        batch = codec.empty(len(rows))
+        try:
+            for row, one in zip(batch, rows, strict=True):
+                codec.write(row, one)
+        except (KeyError, IndexError, ValueError, TypeError) as error:
+            raise ValueError(f"{words}, or lie in {space}, got {got}: {type(error).__name__}: {error}") from error
+        return batch, single
+
+    def _legal(self, masks: Any, items: int) -> np.ndarray | None:
+        reader = MaskReader(self.head.spec)
+        if not reader.possible:
+            return None
+        if len(masks) != items:
+            raise ValueError(f"mask must name the legal classes of {items} observations, got {len(masks)}")
+        legal = np.empty((items, reader.size), bool)
+        for row, mask in zip(legal, masks, strict=True):
+            reader.write(row, {"action_mask": mask})
+        reader.check(legal)
+        return legal
 
     def act_all(self, observation: np.ndarray, mask: np.ndarray | None, *, temperature: float = 0.0) -> np.ndarray:
         """Actions `(M n, ...)` for observations `(M n, *shape)` and masks, member-major."""
@@ -69,6 +112,13 @@ class Policy:
             "weights": self.network.parameters.member(member),
             "normaliser": None if self.moments is None else self.moments.member(member),
         }
+
+
+def taken(spec: ActionSpec, actions: Any, array: Callable[[Any], Any] = np.asarray) -> Any:
+    """Actions `(B, ...)` of NumPy or torch (`array` makes its constants) counted and shaped as the environment takes them."""
+    if spec.start:
+        actions = actions + array(spec.start if spec.kind == "multi_discrete" else spec.start[0])
+    return actions if spec.shape is None else actions.reshape(actions.shape[0], *spec.shape)
 
 
 def specification(network: ActorCritic, head: Head) -> dict[str, Any]:

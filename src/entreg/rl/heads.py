@@ -69,7 +69,7 @@ class Discrete:
             return np.stack([part.argmax(-1) for part in parts], axis=-1)
         chosen = []
         for head, logits in enumerate(parts):
-            weights = np.exp((logits - logits.max(-1, keepdims=True)) / np.float32(temperature))
+            weights = np.exp((logits - logits.max(-1, keepdims=True)) / np.float32(max(temperature, 1e-20)))
             cumulative = np.cumsum(weights, axis=-1, out=weights)
             # strictly below the last sum whatever the rounding, so that a class without probability is never taken
             threshold = noise[..., head, None] * np.float32(1 - 2**-20) * cumulative[..., -1:]

@@ -115,6 +115,13 @@ def build(spec: EnvSpec, kwargs: Mapping[str, Any]) -> tuple[gymnasium.Env[Any, 
     return env, _remarks(caught)
 
 
+def observation_space(name: str, kwargs: Mapping[str, Any]) -> gymnasium.Space[Any]:
+    """What this environment's observations are; raises as `find` and `build` do."""
+    env, _ = build(find(name)[0], kwargs)
+    env.close()
+    return env.observation_space
+
+
 def _remarks(caught: Sequence[warnings.WarningMessage]) -> tuple[str, ...]:
     """What a user should hear of the warnings: Gymnasium's own, and others unless they are for the developers of some package."""
     texts = [(re.sub(r"\x1b\[[0-9;]*m", "", str(warning.message)), warning.category) for warning in caught]

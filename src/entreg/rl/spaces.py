@@ -21,12 +21,15 @@ class ActionSpec(NamedTuple):
 
     `sizes` are the classes a head, (n,) for one head, or (D,) for continuous actions;
     their bounds `low` and `high` have D entries, infinite where there is no bound.
+    The environment counts classes from `start` (0 where that is empty) and takes several numbers in an array of `shape` (None: flat).
     """
 
     kind: Literal["discrete", "multi_discrete", "continuous"]
     sizes: tuple[int, ...]
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
+    start: tuple[int, ...] = ()
+    shape: tuple[int, ...] | None = None
 
 
 class ObservationSpec(NamedTuple):
@@ -174,7 +177,7 @@ def action_codec(space: spaces.Space[Any]) -> ActionCodec:
     """
     if isinstance(space, spaces.Discrete):
         start = int(space.start)
-        return ActionCodec(ActionSpec("discrete", (int(space.n),)), lambda actions: (actions.reshape(-1) + start).tolist())
+        return ActionCodec(ActionSpec("discrete", (int(space.n),), start=(start,) if start else ()), lambda actions: (actions.reshape(-1) + start).tolist())
     if isinstance(space, spaces.MultiDiscrete):
         return _heads(space.nvec, space.start, space.dtype)
     if isinstance(space, spaces.MultiBinary):
@@ -190,7 +193,12 @@ def _heads(sizes: np.ndarray, start: np.ndarray, dtype: Any) -> ActionCodec:
     def decode(actions: np.ndarray) -> Sequence[Any]:
         return list((actions.reshape(-1, *shape) + start).astype(dtype))
 
-    return ActionCodec(ActionSpec("multi_discrete", tuple(int(n) for n in sizes.ravel())), decode)
+    starts = tuple(int(n) for n in start.ravel()) if start.any() else ()
+    return ActionCodec(ActionSpec("multi_discrete", tuple(int(n) for n in sizes.ravel()), start=starts, shape=_several(shape)), decode)
+
+
+def _several(shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    return shape if len(shape) != 1 else None
 
 
 def _continuous(space: spaces.Box) -> ActionCodec:
@@ -200,7 +208,7 @@ def _continuous(space: spaces.Box) -> ActionCodec:
         return list(np.clip(actions.reshape(-1, *shape), low, high).astype(dtype))
 
     bounds = [tuple(float(x) for x in bound.ravel()) for bound in (low, high)]
-    return ActionCodec(ActionSpec("continuous", (low.size,), bounds[0], bounds[1]), decode)
+    return ActionCodec(ActionSpec("continuous", (low.size,), bounds[0], bounds[1], shape=_several(shape)), decode)
 
 
 class MaskReader:
