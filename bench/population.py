@@ -3,8 +3,8 @@
     python -m bench.population [--quick] [--repeats 3] [--out bench/results/population.csv]
 
 48 members are 6 coefficients x 8 seeds. `zoo`: RL-Zoo's settings (8 environments, 32 steps, 20 epochs of one minibatch); `study`: 8 environments,
-64 steps, 4 epochs x 4 minibatches, also with one member `alone`; `vmap`: 16 members, 4 environments, 128 steps, 4 epochs x 4 minibatches. stable-baselines3 trains one
-member at the zoo's settings on one thread: what a loop over members would reach on a core.
+64 steps, 4 epochs x 4 minibatches, also with one member `alone`; `vmap`: 16 members, 4 environments, 128 steps, 4 epochs x 4 minibatches.
+stable-baselines3 trains one member at the zoo's settings on one thread: what a loop over members would reach on a core.
 """
 
 from __future__ import annotations

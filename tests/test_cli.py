@@ -225,3 +225,14 @@ def test_a_signal_saves_and_the_run_goes_on_later(number, tmp_path):
     assert max(line["step"] for line in lines) > reached
     steps = [line["step"] for line in lines if "entropy" in line]
     assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize("missing", ["tyro", "gymnasium", "safetensors"])
+def test_without_its_extra_the_command_says_what_to_install(missing, tmp_path, monkeypatch, capsys):
+    code = f"import sys; sys.modules[{missing!r}] = None; from entreg import cli; sys.exit(cli.main(sys.argv[1:]))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    ended = subprocess.run([sys.executable, "-c", code, "train", "ppo"], cwd=tmp_path, env=environment, check=False, text=True, capture_output=True)
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "entreg[run]" in ended.stderr, ended.stderr
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    assert cli.main([]) == 0 and "entreg[run]" in capsys.readouterr().out

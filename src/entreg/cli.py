@@ -9,6 +9,7 @@ import ast
 import contextlib
 import difflib
 import importlib
+import importlib.util
 import os
 import shlex
 import sys
@@ -16,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+EXTRA = ("gymnasium", "scipy", "tyro", "rich", "plotly", "safetensors", "imageio")  # what recipes, reports and this command line need
+INSTALL = "recipes and reports need: pip install 'entreg[run]'"
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -27,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     if not words:
         parser.print_help()
+        if importlib.util.find_spec("tyro") is None:
+            print(f"\n{INSTALL}")
         return 0
     if words[0] == "train":  # every recipe has flags of its own
         return _guarded(_train, words[1:])
@@ -66,6 +71,10 @@ def _guarded(verb: Any, arguments: Any) -> int:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere, also at exit
         return 141
+    except ModuleNotFoundError as error:
+        ours = (error.name or "").partition(".")[0] in EXTRA
+        print(f"entreg: {error.name} is not installed; {INSTALL}" if ours else f"entreg: {error}", file=sys.stderr)
+        return 2
     except (ValueError, ImportError, OSError, MemoryError) as error:
         if getattr(error, "entreg_mid_run", False):
             raise
