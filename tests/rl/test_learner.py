@@ -2,10 +2,13 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from entreg.recipes import ppo
 from entreg.rl.learner import Learner, Rollout
+from entreg.run import Run, RunSettings
 
 
 def rollout(members=3, items=8, mask=None):
@@ -32,3 +35,28 @@ def test_advantages_are_normalised_by_each_members_mean_and_deviation(normalise)
         torch.testing.assert_close(found[member], (own - own.mean()) / (own.std() + 1e-8) if normalise else own)
     alone = rollout(items=1)
     assert torch.equal(Learner.advantage(learner, alone), alone.advantage)  # the deviation of one item is no number
+
+
+def learner_for(folder, **changes):
+    config = ppo.Config(**{"environments": 3, "rollout": 12, "hidden": (4,), "steps": 72, "video": False, "eval_episodes": 2, "seeds": 2, **changes})
+    return Learner("ppo", config, Run(RunSettings(out=folder, quiet=True, seed=0)))
+
+
+def test_the_entropy_that_enters_the_return_is_that_of_the_legal_actions_also_where_an_episode_is_cut(tmp_path):
+    with learner_for(tmp_path, env="tests.rl.worlds:Cut-v0", over="trajectory", coef=("0.1",)) as learner, torch.no_grad():
+        learner.network.parameters.data.zero_()  # every legal action is as probable as another: the entropy is log(t % 4 + 1)
+        noise = learner.streams.noise((12, 3, 1), "uniform")
+        experience = learner.collector.collect(learner.act, noise, learner.check)
+        _, _, log_prob, entropy = learner._look(experience)
+    assert len(set(np.bincount(experience.final_at[:, 0]).tolist())) == 2  # the members' numbers of cut episodes differ
+    for found, seen in zip(entropy, (experience.observation, experience.last, experience.final), strict=True):
+        np.testing.assert_allclose(found, np.log(seen[..., 0] % 4 + 1), atol=1e-6)
+    np.testing.assert_allclose(-log_prob.numpy().reshape(2, 12, 3), entropy[0], atol=1e-6)
+
+
+def test_evaluation_plays_other_episodes_than_training(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("entreg.rl.episodes.evaluate_members", lambda *_, seeds, **__: seen.extend(seeds) or [[(1.0, 1)] for _ in seeds])
+    with learner_for(tmp_path) as learner:
+        learner.evaluate()
+    assert len(seen) == 2 and seen[1] - seen[0] == 1 and not set(seen) & set(range(1000))

@@ -73,6 +73,30 @@ class Masked(gymnasium.Env):
         return self.t - 2, 1.0, self.t == 4, False, {"action_mask": self._mask()}
 
 
+class Cut(gymnasium.Env):
+    """Cut after 1 to 5 steps, drawn from its stream; after t steps the first t % 4 + 1 of four actions are legal, and the observation says t."""
+
+    observation_space = spaces.Box(0.0, np.inf, (1,), np.float32)
+    action_space = spaces.Discrete(4)
+
+    def __init__(self) -> None:
+        self.t, self.end = 0, 0
+
+    def _seen(self) -> tuple[np.ndarray, dict[str, Any]]:
+        return np.array([self.t], np.float32), {"action_mask": np.arange(4) <= self.t % 4}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.t, self.end = 0, int(self.np_random.integers(1, 6))
+        return self._seen()
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        assert action <= self.t % 4, f"action {action} is illegal at {self.t}"
+        self.t += 1
+        seen, info = self._seen()
+        return seen, 1.0, False, self.t == self.end, info
+
+
 class MaskedHeads(gymnasium.Env):
     """Two heads of 3 and 2 classes with masks in a tuple; the reward is the action read as a number."""
 
@@ -125,7 +149,16 @@ class Broken(Printed):
         raise RuntimeError("no display")
 
 
-WORLDS = {"Reveal-v0": Reveal, "Kept-v0": Kept, "Masked-v0": Masked, "MaskedHeads-v0": MaskedHeads, "Echo-v0": Echo, "Printed-v0": Printed, "Broken-v0": Broken}
+WORLDS = {
+    "Reveal-v0": Reveal,
+    "Kept-v0": Kept,
+    "Masked-v0": Masked,
+    "Cut-v0": Cut,
+    "MaskedHeads-v0": MaskedHeads,
+    "Echo-v0": Echo,
+    "Printed-v0": Printed,
+    "Broken-v0": Broken,
+}
 for name, world in WORLDS.items():
     if name not in registry:
         gymnasium.register(name, entry_point=world)
