@@ -71,17 +71,20 @@ def _guarded(verb: Any, arguments: Any) -> int:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere, also at exit
         return 141
-    except ModuleNotFoundError as error:
-        ours = (error.name or "").partition(".")[0] in EXTRA
-        print(f"entreg: {error.name} is not installed; {INSTALL}" if ours else f"entreg: {error}", file=sys.stderr)
-        return 2
     except (ValueError, ImportError, OSError, MemoryError) as error:
         if getattr(error, "entreg_mid_run", False):
             raise
-        print(f"entreg: {'not enough memory: ' if isinstance(error, MemoryError) else ''}{error}", file=sys.stderr)
+        print(f"entreg: {_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _line(error: Exception) -> str:
+    """What a user is told of an error."""
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in EXTRA:
+        return f"{error.name} is not installed; {INSTALL}"
+    return f"not enough memory: {error}" if isinstance(error, MemoryError) else str(error)
 
 
 def recipe_names() -> list[str]:
