@@ -1,9 +1,12 @@
 """Evaluation counts every episode once and favours none; a recording is the episode that evaluation plays."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from entreg.rl import episodes
+from entreg.rl.acting import film
 from entreg.rl.environments import make
 from entreg.rl.episodes import evaluate, evaluate_members, record_episode
 
@@ -99,3 +102,12 @@ def test_environments_that_only_print_give_texts():
 def test_no_frames_come_with_a_reason(name, reason):
     recording = record_episode(name, zeros, seed=1)
     assert recording.frames == [] and reason in recording.reason and recording.length >= 1
+
+
+def test_a_long_episode_in_which_nothing_happens_becomes_a_film(tmp_path, monkeypatch):
+    monkeypatch.setattr(episodes, "LONGEST", 4000)
+    monkeypatch.setattr("entreg.rl.acting._FRAMES", 8)
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    still = SimpleNamespace(act_all=lambda observation, mask, temperature: zeros(observation, mask))
+    said = film(still, "CliffWalking-v1", {}, tmp_path / "film.gif", seed=0)
+    assert said.endswith("an episode of 4000 steps, return -4000") and (tmp_path / "film.gif").stat().st_size > 100

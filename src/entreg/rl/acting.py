@@ -23,6 +23,7 @@ from entreg.rl.spaces import ActionSpec, MaskReader, observation_codec
 EVALUATION_SEED = 1_000_003  # added to a member's seed: episodes that training does not see
 _FRAMES = 240  # of an animation, at most
 _WIDTH = 320  # of an animation, in pixels
+_SLOWEST = 4.0  # frames a second, also of episodes of which few frames are kept: a GIF holds one picture for at most 655 s
 
 
 class Policy:
@@ -179,12 +180,12 @@ def film(
     recording = episodes.record_episode(env, act, seed=seed, env_kwargs=env_kwargs, width=_WIDTH, most=_FRAMES, stop=stop)
     if not recording.frames or (stop is not None and stop()):
         return f"no animation: {recording.reason or ('stopped' if recording.frames else 'the environment only prints text')}"
-    frames = np.stack(recording.frames)
+    frames, speed = np.stack(recording.frames), max(recording.frames_per_second, _SLOWEST)
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".gif":
-        imageio.imwrite(file, frames, duration=1000 / recording.frames_per_second, loop=0)
+        imageio.imwrite(file, frames, duration=1000 / speed, loop=0)
     else:
-        imageio.imwrite(file, frames, fps=recording.frames_per_second)
+        imageio.imwrite(file, frames, fps=speed)
     return f"{file}: an episode of {recording.length} steps, return {recording.episode_return:g}"
 
 
