@@ -25,12 +25,12 @@ def command(words, out):
     return ["train", words[0], *BASE, *words[1:], "--out", str(out), "--quiet", "--checkpoint-every", "0"]
 
 
-def equal(left, right, place="state"):
+def assert_same(left, right, place="state"):
     assert type(left) is type(right), place
     if isinstance(left, dict):
         assert left.keys() == right.keys(), place
         for key in left:
-            equal(left[key], right[key], f"{place}.{key}")
+            assert_same(left[key], right[key], f"{place}.{key}")
     elif isinstance(left, torch.Tensor):
         assert torch.equal(left, right), place
     elif isinstance(left, np.ndarray):
@@ -60,7 +60,7 @@ def test_killed_and_resumed_is_uninterrupted(case, tmp_path):
     assert cli.main(["train", words[0], "--resume", "latest", "--out", str(tmp_path / "cut"), "--quiet", "--checkpoint-every", "0"]) == 0
     (folder,) = (tmp_path / "cut").iterdir()
     assert lasting(folder) == lasting(expected)
-    equal(final_state(folder), final_state(expected))
+    assert_same(final_state(folder), final_state(expected))
 
 
 def test_resuming_a_complete_run_changes_nothing(tmp_path):

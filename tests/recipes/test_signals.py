@@ -11,7 +11,7 @@ from entreg.rl.cartpole import CartPole
 from entreg.rl.learner import Learner
 from entreg.run import Run, RunSettings
 from tests.faults import final_state, lasting
-from tests.recipes.test_resume import equal
+from tests.recipes.test_resume import assert_same
 
 CONFIG = ppo.Config(environments=4, rollout=16, hidden=(8,), steps=1024, coef=("linear(0.1, 0)",), video=False, eval_episodes=2, epochs=2, batch_size=32)
 
@@ -52,7 +52,7 @@ def test_a_signal_in_any_phase_saves_and_the_run_goes_on_exactly(phase, tmp_path
     resumed = ppo.train(CONFIG, run(tmp_path / "cut", resume=str(stopped.folder)))
     assert resumed.stopped is None
     assert lasting(resumed.folder) == lasting(whole.folder)
-    equal(final_state(resumed.folder), final_state(whole.folder))
+    assert_same(final_state(resumed.folder), final_state(whole.folder))
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
