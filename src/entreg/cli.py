@@ -120,9 +120,10 @@ def _train(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print("usage: entreg train RECIPE [flags]\n       entreg train --resume RUN\n\nrecipes (entreg train RECIPE --help lists a recipe's flags):")
         return _recipes(None)
+    from entreg.flags import parse
     from entreg.run import NonFinite, Run, exit_status
 
-    config, settings, flags = _settings(words)
+    config, settings, flags = parse(words, _recipe)
     if flags.print_config:
         from entreg.folder import describe
 
@@ -154,12 +155,6 @@ def _close(summary: Any, recipe: str, settings: Any) -> None:
     from entreg.progress import closing
 
     print(closing(summary, recipe, as_json=settings.json, report=report.write(summary.folder)))
-
-
-def _settings(words: Sequence[str]) -> tuple[Any, Any, Any]:
-    from entreg import flags
-
-    return flags.parse(words, _recipe)
 
 
 def _folder(name: str) -> Path:

@@ -35,20 +35,18 @@ def parse(words: Sequence[str], find: Callable[[str], Any]) -> tuple[Any, RunSet
     if resume is not None:
         folder = find_run(resume, Path(_value_of(rest, "--out") or "runs"), name)
         page = read_config(folder)
-        if name is not None and name != page["recipe"]:
-            raise ValueError(f"resume: {folder} is a run of {page['recipe']}, not of {name}")
         name = str(page["recipe"])
     elif file is not None:
         page = _read(Path(file))
         name = name or page.get("recipe")
     if name is None:
         raise ValueError("train needs the name of a recipe, --resume RUN or --config FILE; `entreg recipes` lists the recipes")
-    config, settings = build(find(name).Config, page.get("config", page if "recipe" not in page else {})), _run_settings(page)
-    arguments = _tyro(name, config, settings, rest)
-    pairs = [(config, arguments[0], field.name) for field in fields(config)] + [(settings, arguments[1], name) for name in KEPT]
-    if resume is not None and (changed := [name for old, new, name in pairs if getattr(old, name) != getattr(new, name)]):
+    stored, stored_run = build(find(name).Config, page.get("config", page if "recipe" not in page else {})), _run_settings(page)
+    config, settings, print_config = _tyro(name, stored, stored_run, rest)
+    pairs = [(stored, config, field.name) for field in fields(config)] + [(stored_run, settings, kept) for kept in KEPT]
+    if resume is not None and (changed := [one for old, new, one in pairs if getattr(old, one) != getattr(new, one)]):
         raise ValueError(f"resume: a resumed run keeps its settings, and {', '.join(changed)} would change; start a new run with --config {folder}/config.json")
-    return arguments[0], arguments[1], Flags(name, arguments[2])
+    return config, settings, Flags(name, print_config)
 
 
 def build(kind: type, values: Mapping[str, Any]) -> Any:

@@ -62,7 +62,7 @@ class Books:
         for index, recent in enumerate(self.recent):
             signals = {"progress": progress, "kl": float(self.columns["kl"][index])}
             if recent:
-                signals["reward"] = float(np.mean([total for total, _ in recent]))
+                signals["reward"] = _mean_return(recent)
             if self.share is not None:
                 signals["grad_share"] = float(self.share[index])
             result.append(signals)
@@ -82,7 +82,7 @@ class Books:
         self._clock, self._steps = now, steps
         result = []
         for index, recent in enumerate(self.recent):
-            row = {"return": float(np.mean([r for r, _ in recent])), "episode_length": float(np.mean([n for _, n in recent]))} if recent else {}
+            row = {"return": _mean_return(recent), "episode_length": float(np.mean([n for _, n in recent]))} if recent else {}
             row |= {name: float(values[index]) for name, values in (columns | self.columns).items()}
             target = self.regularizers[index].target
             if target is not None:
@@ -92,14 +92,14 @@ class Books:
 
     def lowest_return(self) -> float:
         """The least of the members' mean returns over a full window of episodes; minus infinity before it is full."""
-        return min(float(np.mean([r for r, _ in recent])) if len(recent) == _EPISODES else -math.inf for recent in self.recent)
+        return min(_mean_return(recent) if len(recent) == _EPISODES else -math.inf for recent in self.recent)
 
     def summary(self) -> dict[str, float]:
         """Evaluated (or else recent) return, mean over the members of each setting."""
         returns: dict[str, list[float]] = {}
         for index, member in enumerate(self.members):
             recent = self.recent[index]
-            value = self.evaluated[index] if not math.isnan(self.evaluated[index]) else float(np.mean([r for r, _ in recent])) if recent else math.nan
+            value = self.evaluated[index] if not math.isnan(self.evaluated[index]) else _mean_return(recent) if recent else math.nan
             name = f"return at coef {member.coef}" + ("" if member.family == "shannon" else f", {member.family}")
             returns.setdefault(name, []).append(value)
         return {name: float(np.mean(values)) for name, values in returns.items()}
@@ -111,3 +111,7 @@ class Books:
         self.recent = [deque([(total, length) for total, length in recent], maxlen=_EPISODES) for recent in state["recent"]]
         self.evaluated = list(state["evaluated"])
         self._steps = steps
+
+
+def _mean_return(recent: Sequence[tuple[float, int]]) -> float:
+    return float(np.mean([total for total, _ in recent]))

@@ -259,8 +259,9 @@ class Learner:
             reward = advantages.soft_rewards(reward, next_values(experience, *entropy), coef, config.gamma)
         done = experience.terminated | experience.truncated
         advantage = advantages.gae(reward, value[0], following, done, config.gamma, config.lam)
-        self.books.begin(experience.episodes, config.environments, advantages.explained_variance(value[0], advantage + value[0]))
-        flat = [torch.from_numpy(part).flatten(1, 2) for part in (experience.observation, experience.action, value[0], advantage, advantage + value[0])]
+        returns = advantage + value[0]
+        self.books.begin(experience.episodes, config.environments, advantages.explained_variance(value[0], returns))
+        flat = [torch.from_numpy(part).flatten(1, 2) for part in (experience.observation, experience.action, value[0], advantage, returns)]
         mask = None if experience.mask is None else torch.from_numpy(experience.mask).flatten(1, 2)
         return Rollout(flat[0], flat[1], mask, outputs, log_prob, flat[2], flat[3], flat[4])
 
