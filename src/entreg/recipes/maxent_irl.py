@@ -8,14 +8,14 @@ Page: docs/recipes/maxent_irl.md. Shapes: M members, S states, A actions, F feat
 
 import hashlib
 import io
+import itertools
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,15 +23,13 @@ from torch import Tensor
 from entreg import disk, planning, spelling
 from entreg.functional import categorical_entropy_from_probs
 from entreg.planning import MDP, Solution
-from entreg.rl import demonstrations, naming
-from entreg.rl.networks import Architecture
+from entreg.rl import demonstrations, tabular
 from entreg.rl.schedule import Schedule
-from entreg.rl.spaces import ActionSpec
 from entreg.run import Run, Summary
 
 STATUS = "experimental"
 SUMMARY = "Maximum-entropy inverse reinforcement learning, tabular"
-LOG_LINES = 200
+LOG_LINES = 100
 SHOWN = 3  # members whose maps stand in the report
 
 
@@ -60,13 +58,13 @@ class Config:
     gamma: float = 0.9
     """Discount, of counts too; 1 only with --finite."""
     features: str = "states"
-    """Of which the reward is made: states, state_actions (one of each), regions (those of gridworld), or a .npy file [S, F] or [S, A, F]."""
+    """What rewards are made of: states, next_states, state_actions (one of each), regions (of gridworld), or a .npy file [S, F] or [S, A, F]."""
     reward: Literal["linear", "neural"] = "linear"
     """A weight for each feature, or a network on the features."""
     hidden: tuple[int, ...] = (32, 32)
     """Widths of the network's hidden layers."""
-    objective: Literal["matching", "likelihood"] = "matching"
-    """matching: feature counts of whole trajectories. likelihood: of each action where it was taken, without the luck of the transitions."""
+    objective: Literal["likelihood", "matching"] = "likelihood"
+    """likelihood: of each action where it was taken. matching: feature counts of whole trajectories, with the luck of their transitions."""
     l2: float = 0.0
     """Weight of half the squared norm of the parameters; above 0 rewards stay finite where demonstrations leave states out."""
     steps: int = 400
@@ -90,78 +88,6 @@ def check(config: Config) -> None:
         raise ValueError(f"gamma is {config.gamma}; legal is 0 <= gamma < 1, and 1 with --finite")
     if any(width < 1 for width in config.hidden):
         raise ValueError(f"hidden is {config.hidden}; legal are widths from 1")
-    if config.env != "gridworld" and config.features == "regions":
-        raise ValueError(f"features is 'regions' with env {config.env!r}; legal is it with gridworld only")
-
-
-class World(NamedTuple):
-    """A member's process: `truth [S, A]` is its reward where that is known, `grid` how states lie in the plane, `size` how many the environment counts."""
-
-    mdp: MDP
-    truth: Tensor | None
-    regions: Tensor | None
-    grid: tuple[int, int] | None
-    size: int
-
-
-def make_world(config: Config, seed: int) -> World:
-    """The process of one seed."""
-    if config.env != "gridworld":
-        spec, _ = naming.find(config.env)
-        env, _ = naming.build(spec, config.env_kwargs)
-        try:
-            return _toy(env)
-        finally:
-            env.close()
-    legal = {"size": (6, int), "slip": (0.1, (int, float)), "regions": (8, int)}
-    for name, value in config.env_kwargs.items():
-        if name not in legal or isinstance(value, bool) or not isinstance(value, legal[name][1]):  # type: ignore[arg-type]
-            raise ValueError(f"env_kwargs is {dict(config.env_kwargs)}; legal for gridworld are size and regions (integers) and slip (a number)")
-    size, slip, count = (config.env_kwargs.get(name, default) for name, (default, _) in legal.items())
-    mdp = planning.gridworld(size, slip)
-    if not 1 <= count <= mdp.states:
-        raise ValueError(f"env_kwargs: regions is {count}; legal are 1 to {mdp.states}")
-    rng = np.random.default_rng(np.random.SeedSequence([seed, 0x1A7]))
-    cells = np.stack(np.divmod(np.arange(mdp.states), size), 1)
-    centres = cells[rng.choice(mdp.states, count, replace=False)]
-    nearest = np.square(cells[:, None] - centres).sum(-1).argmin(1)  # a region: the cells that are nearer to its centre than to others
-    regions = torch.nn.functional.one_hot(torch.from_numpy(nearest), count).double()
-    truth = None
-    if config.trajectories is None:
-        truth = (regions @ torch.from_numpy(rng.normal(size=count)))[:, None].expand(-1, 4).contiguous()
-    return World(mdp, truth, regions, (size, size), mdp.states)
-
-
-def _toy(env: gymnasium.Env[Any, Any]) -> World:
-    mdp = planning.from_gymnasium(env)
-    inner: Any = env.unwrapped
-    shape = getattr(getattr(inner, "desc", None), "shape", None) or getattr(inner, "shape", None)
-    size = int(inner.observation_space.n)
-    grid = tuple(shape) if shape is not None and len(shape) == 2 and math.prod(shape) == size else None
-    return World(mdp, mdp.reward, None, grid, size)
-
-
-def features_of(config: Config, world: World) -> Tensor:
-    """`[S, F]` or `[S, A, F]`."""
-    states, actions = world.mdp.states, world.mdp.actions
-    if config.features == "states":
-        return torch.eye(states, dtype=torch.float64)
-    if config.features == "state_actions":
-        return torch.eye(states * actions, dtype=torch.float64).view(states, actions, -1)
-    if config.features == "regions":
-        assert world.regions is not None
-        return world.regions
-    if not config.features.endswith(".npy"):
-        raise ValueError(f"features is {config.features!r}; legal are states, state_actions, regions, or a .npy file")
-    try:
-        given = np.load(config.features, allow_pickle=False)
-    except Exception as error:  # of NumPy and the system, whatever stands in the file
-        raise ValueError(f"features: {config.features} is no readable .npy ({type(error).__name__}: {str(error)[:80]})") from None
-    if given.shape[:-1] not in ((states,), (states, actions)) or 0 in given.shape or given.dtype.kind not in "iufb" or not np.isfinite(given).all():
-        raise ValueError(
-            f"features: {config.features} is {given.shape} of {given.dtype}; legal are finite numbers [S, F] or [S, A, F], S = {states}, A = {actions}"
-        )
-    return torch.from_numpy(given.astype(np.float64))
 
 
 def plan(config: Config, mdp: MDP, temperature: float, start: Tensor | None = None) -> Solution:
@@ -176,10 +102,13 @@ class Member:
     """One seed: its process, what the demonstrations show (`counts`, `entries`), and the value of its last reward."""
 
     def __init__(self, config: Config, seed: int) -> None:
-        self.config, self.seed, self.world = config, seed, make_world(config, seed)
+        self.config, self.seed = config, seed
+        self.world = tabular.make(config.env, config.env_kwargs, seed)
+        if config.trajectories is not None and config.env == tabular.GRIDWORLD:
+            self.world = self.world._replace(truth=None)  # its reward is nobody's
         mdp, horizon = self.world.mdp, config.horizon if config.finite else None
-        self.horizon, self.features = horizon, features_of(config, self.world)
-        expert = None if self.world.truth is None else plan(config, mdp.with_reward(self.world.truth), config.expert_temperature)
+        self.horizon, self.features = horizon, tabular.features(config.features, self.world)
+        expert = None if self.world.truth is None else plan(config, self.true, config.expert_temperature)
         if config.trajectories is None and config.demonstrations == 0:
             assert expert is not None
             self.counts, self.entries = planning.occupancy(mdp, expert.policy, gamma=config.gamma, horizon=horizon), mdp.initial
@@ -199,6 +128,21 @@ class Member:
             self.shown = demonstrations.facts(shown)
         self.visits = self.counts if horizon is None else self.counts.sum(0)  # [S, A]: the reward does not depend on the step
         self.value = torch.zeros(mdp.states, dtype=torch.float64)
+        self.scale: tuple[float, float] | None = None
+        if self.world.truth is not None:
+            best, uniform = plan(config, self.true, 0.0).policy, torch.full_like(mdp.reward, 1 / mdp.actions)
+            self.scale = self.true_return(best), self.true_return(uniform)
+
+    @property
+    def true(self) -> MDP:
+        """The process with its true reward."""
+        assert self.world.truth is not None
+        return self.world.mdp.with_reward(self.world.truth)
+
+    def true_return(self, policy: Tensor) -> float:
+        """Discounted true return of a policy from the initial distribution."""
+        value = planning.soft_policy_evaluation(self.true, policy, gamma=self.config.gamma, temperature=0.0, horizon=self.horizon).value
+        return float((self.true.initial * (value if self.horizon is None else value[0])).sum())
 
     def gradient(self, reward: Tensor) -> tuple[Tensor, float, Solution]:
         """Ascent direction in reward space `[S, A]`, the objective `<counts, r> - <entries, V>`, and the plan for `reward [S, A]`."""
@@ -212,7 +156,11 @@ class Member:
         return self.visits - (model if self.horizon is None else model.sum(0)), objective, solution
 
     def measured(self, reward: Tensor, *, judge: bool) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Figures of a reward and the tables of its policy; with `judge` its greedy policy is measured by the true reward, where that is known."""
+        """Figures of a reward and the tables of its policy.
+
+        With `judge`, and where the true reward is known, also what the greedy policy earns: `eval/value_difference` is 0 for the optimal policy and 1 for
+        the uniform one.
+        """
         config, mdp = self.config, self.world.mdp
         gap, objective, solution = self.gradient(reward)
         policy = solution.policy
@@ -225,21 +173,17 @@ class Member:
         taken = torch.where(self.counts > 0, self.counts * policy.log(), 0).sum() / self.counts.sum()
         if math.isfinite(float(taken)):  # a policy with zeros may exclude what was shown
             row["log_likelihood"] = float(taken)
-        if judge and self.world.truth is not None:
-            row |= self.judged(reward)
+        if judge and self.scale is not None:
+            (best, uniform), own = self.scale, self.true_return(plan(config, mdp.with_reward(reward), 0.0).policy)
+            row |= {"eval/return": own, "eval/value_difference": (best - own) / (best - uniform) if best > uniform else 0.0}
         total = visits if self.horizon is None else visits.sum(0)
         value = solution.value if self.horizon is None else solution.value[0]
         return row, {"reward": reward, "policy": policy, "value": value, "occupancy": total}
 
-    def judged(self, reward: Tensor) -> dict[str, float]:
-        """True return of the greedy policy for `reward`, and its value difference: 0 is optimal, 1 as the uniform policy."""
-        assert self.world.truth is not None
-        true, horizon = self.world.mdp.with_reward(self.world.truth), self.horizon
-        greedy = plan(self.config, self.world.mdp.with_reward(reward), 0.0).policy
-        policies = (plan(self.config, true, 0.0).policy, torch.full_like(true.reward, 1 / true.actions), greedy)
-        values = [planning.soft_policy_evaluation(true, policy, gamma=self.config.gamma, temperature=0.0, horizon=horizon).value for policy in policies]
-        best, uniform, own = (float((true.initial * (value if horizon is None else value[0])).sum()) for value in values)
-        return {"eval/return": own, "eval/value_difference": (best - own) / (best - uniform) if best > uniform else 0.0}
+    def as_policy(self, tables: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What `entreg.load` reads; with a finite horizon the policy of the first step."""
+        policy = tables["policy"] if self.horizon is None else tables["policy"][0]
+        return tabular.as_network(policy[: self.world.states], tables["value"][: self.world.states])
 
 
 class Rewards:
@@ -249,12 +193,13 @@ class Rewards:
         self.members = members
         width = members[0].features.shape[-1]
         sizes = (width, *config.hidden, 1) if config.reward == "neural" else ()
-        self.shapes = [shape for size_in, size_out in zip(sizes, sizes[1:], strict=False) for shape in ((size_in, size_out), (size_out,))] or [(width,)]
+        layers = [((size_in, size_out), (size_out,)) for size_in, size_out in itertools.pairwise(sizes)]
+        self.shapes: list[tuple[int, ...]] = [shape for layer in layers for shape in layer] or [(width,)]
         rows = []
         for member in members:
             generator = torch.Generator().manual_seed(member.seed)
-            parts = [torch.randn(shape, generator=generator, dtype=torch.float64) / math.sqrt(shape[0]) if len(shape) == 2 else torch.zeros(shape) for shape in self.shapes]
-            rows.append(torch.cat([part.double().flatten() for part in parts]))
+            drawn = [torch.randn(shape, generator=generator, dtype=torch.float64) / math.sqrt(shape[0]) for shape in self.shapes]
+            rows.append(torch.cat([(part if part.ndim == 2 else 0 * part).flatten() for part in drawn]))  # biases and linear weights begin at 0
         self.parameters = torch.stack(rows).requires_grad_()
 
     def of(self, index: int) -> Tensor:
@@ -297,7 +242,7 @@ def train(config: Config, run: Run | None = None) -> Summary:
             run.event(0, "demonstrations", shown if any(members[0].shown.values()) else "exact expectations of the planner")
 
         def state() -> dict[str, Any]:
-            adam = {name: value for name, value in optimizer.state.get(rewards.parameters, {}).items()}
+            adam = dict(optimizer.state.get(rewards.parameters, {}))
             values = torch.stack([member.value for member in members])
             return {
                 "step": step,
@@ -315,8 +260,8 @@ def train(config: Config, run: Run | None = None) -> Summary:
             _ascend(config, rewards, optimizer, run, step)
             schedule.step()
             step += 1
-            if step % max(1, steps // LOG_LINES) == 0 and step < steps:
-                judge = step % (settings.eval_every or 1) == 0
+            judge = step % (settings.eval_every or 1) == 0
+            if step < steps and (step % max(1, steps // LOG_LINES) == 0 or (judge and settings.eval_every)):
                 for index, member in enumerate(members):
                     row, _ = member.measured(rewards.of(index).detach(), judge=judge)
                     run.log(step, member=index, **row, learning_rate=optimizer.param_groups[0]["lr"])
@@ -326,7 +271,7 @@ def train(config: Config, run: Run | None = None) -> Summary:
         if not complete and stopped is None:
             for index, row in enumerate(rows):
                 run.log(step, member=index, **row)
-                run.save_best(index, row["objective"], played(members[index], tables[index]), step=step)
+                run.save_best(index, row["objective"], members[index].as_policy(tables[index]), step=step)
             complete = True
             write_tables(run.folder, members, tables)
         run.checkpoint(step, state, force=True)
@@ -341,7 +286,7 @@ def _ascend(config: Config, rewards: Rewards, optimizer: torch.optim.Optimizer, 
     run.check_finite(step, gradient=torch.stack(directions))
     optimizer.zero_grad()
     loss = -sum((reward * direction).sum() for reward, direction in zip(each, directions, strict=True)) + config.l2 / 2 * rewards.parameters.square().sum()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimizer.step()
     run.check_finite(step, parameters=rewards.parameters)
 
@@ -362,27 +307,17 @@ def _restore(run: Run, rewards: Rewards, optimizer: torch.optim.Optimizer, sched
     return int(state["step"]), bool(state["complete"])
 
 
-def played(member: Member, tables: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The policy as `entreg.load` and `entreg play` read it: one layer on one-hot states; with a finite horizon that of the first step."""
-    size, policy = member.world.size, tables["policy"] if tables["policy"].ndim == 2 else tables["policy"][0]
-    architecture = Architecture((size,), image=False, outputs=policy.shape[-1], hidden=())
-    weights = {"actor.0.weight": policy[:size].log().clamp(min=-1e4), "critic.0.weight": tables["value"][:size, None]}
-    zeros = {"actor.0.bias": torch.zeros(policy.shape[-1]), "critic.0.bias": torch.zeros(1)}
-    spec = {"architecture": architecture._asdict(), "action": ActionSpec("discrete", (policy.shape[-1],))._asdict(), "squash": False}
-    return {"spec": spec, "weights": {name: part.float() for name, part in (weights | zeros).items()}, "normaliser": None}
-
-
 def write_tables(folder: Path, members: list[Member], tables: tuple[dict[str, Tensor], ...]) -> None:
     """`solution.npz` (reward, policy, value, occupancy of every member, and the true reward where it is known) and `heatmaps.json` for the report."""
     arrays = {name: torch.stack([table[name] for table in tables]).numpy() for name in tables[0]}
     if members[0].world.truth is not None:
         arrays["true_reward"] = np.stack([member.world.truth.numpy() for member in members if member.world.truth is not None])
     file = io.BytesIO()
-    np.savez_compressed(file, **arrays)
+    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     disk.replace_file(folder / "solution.npz", file.getvalue())
     maps = []
-    for index, (member, table) in enumerate(list(zip(members, tables, strict=True))[:SHOWN]):
-        grid, size = member.world.grid, member.world.size
+    for member, table in list(zip(members, tables, strict=True))[:SHOWN]:
+        grid, size = member.world.grid, member.world.states
         if grid is not None:
             shown = {"Learnt reward": table["reward"].mean(1)} | ({} if member.world.truth is None else {"True reward": member.world.truth.mean(1)})
             shown |= {"Soft value": table["value"], "Visits of the policy": table["occupancy"].sum(1), "Visits of the demonstrations": member.visits.sum(1)}

@@ -182,7 +182,8 @@ def sample(mdp: MDP, policy: Tensor, count: int, horizon: int, rng: np.random.Ge
 def _drawn(probabilities: NDArray[np.float64], rng: np.random.Generator) -> Integers:
     """One class a row, `[N, V] -> [N]`."""
     cumulated = probabilities.cumsum(1)
-    return (rng.random((len(cumulated), 1)) * cumulated[:, -1:] >= cumulated).sum(1).clip(max=cumulated.shape[1] - 1)
+    drawn: Integers = (rng.random((len(cumulated), 1)) * cumulated[:, -1:] >= cumulated).sum(1).clip(max=cumulated.shape[1] - 1)
+    return drawn
 
 
 def counts(shown: Demonstrations, mdp: MDP, gamma: float, horizon: int | None = None) -> Tensor:
