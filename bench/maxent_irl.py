@@ -2,8 +2,8 @@
 
     python -m bench.maxent_irl [--seeds 12] [--table] [--out bench/results/maxent_irl.csv]
 
-A 6 x 6 gridworld, slip .1, gamma .9, eight regions with normal weights as reward; demonstrations of 40 steps from uniform starts by the soft-optimal policy at
-temperature .5. The value difference is 0 for the optimal policy and 1 for the uniform one. Each seed has its own world and demonstrations, the same in all arms.
+A 6 x 6 gridworld, slip .1, gamma .9, eight regions with normal weights as reward; demonstrations of 40 steps from uniform starts by the soft-optimal policy
+at temperature .5. The value difference is 0 for the optimal policy and 1 for the uniform one. A seed's world and demonstrations are the same in all arms.
 """
 
 import argparse
@@ -48,8 +48,8 @@ def table(rows: list[dict[str, object]]) -> str:
         for count in sorted({int(str(row["demonstrations"])) for row in rows}):
             chosen = [row for row in rows if row["arm"] == arm and int(str(row["demonstrations"])) == count]
             values = np.array([float(str(row["eval/value_difference"])) for row in chosen])
-            one = statistics.mean_interval(values[:, None])
-            shown = f"{float(np.ravel(one.value)[0]):.4f} [{float(np.ravel(one.low)[0]):.4f}, {float(np.ravel(one.high)[0]):.4f}]"
+            one = statistics.mean_interval(values)
+            shown = f"{float(one.value):.4f} [{float(one.low):.4f}, {float(one.high):.4f}]"
             likelihood = "" if "" in (every := [row["log_likelihood"] for row in chosen]) else f"{np.mean([float(str(x)) for x in every]):.3f}"
             lines.append(f"| {arm} | {count} | {len(chosen)} | {shown} | {(values < 1e-3).sum()} of {len(chosen)} | {np.median(values):.4f} | {likelihood} |")
     return "\n".join(lines)

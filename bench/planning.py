@@ -1,4 +1,4 @@
-"""Soft value iteration on 100,000 sparse states: a 316 x 316 gridworld with slip, random rewards, one thread; seconds, and backups until the error is below 1e-10.
+"""Soft value iteration on 100,000 sparse states: a 316 x 316 gridworld with slip and random rewards, one thread; seconds until the error is below 1e-10.
 
     python bench/planning.py [--size 316] [--repeats 3] [--out bench/results/planning.csv]
 

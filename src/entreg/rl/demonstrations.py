@@ -9,6 +9,7 @@ Shapes: K trajectories, N steps of all of them together, S states, A actions.
 The last state says whether an episode ended or was cut. Without it the model's expectation over what follows the last action stands in.
 """
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,7 +58,7 @@ def read(path: Path, mdp: MDP) -> Demonstrations:
         data = path.read_bytes()
     except OSError as error:
         raise ValueError(f"trajectories: {path} cannot be read ({error.strerror})") from None
-    rows = _lines(path, data) if path.suffix == ".jsonl" else _arrays(path)
+    rows = _lines(path, data) if path.suffix == ".jsonl" else _arrays(path, data)
     if not rows:
         raise ValueError(f"trajectories: {path} holds no trajectory; legal is at least one")
     for name, states, actions in rows:
@@ -102,9 +103,9 @@ def _lines(path: Path, data: bytes) -> list[Row]:
     return rows
 
 
-def _arrays(path: Path) -> list[Row]:
+def _arrays(path: Path, data: bytes) -> list[Row]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:  # from memory: np.load leaves a file open that it cannot read
             arrays = {name: file[name] for name in file.files}
     except Exception as error:  # of zip, zlib and NumPy, whatever stands in the file
         raise ValueError(f"trajectories: {path} is no readable .npz ({type(error).__name__}: {str(error)[:80]})") from None
