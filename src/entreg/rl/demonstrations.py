@@ -93,9 +93,9 @@ def _lines(path: Path, data: bytes) -> list[Row]:
         if not isinstance(page, dict) or page.keys() != {"state", "action"}:
             raise ValueError(f'{where} is {line[:60].decode(errors="replace")!r}; legal is {{"state": [...], "action": [...]}}')
         for name, values in page.items():
-            wrong = values if not isinstance(values, list) else next((value for value in values if type(value) is not int), None)
-            if wrong is not None:
-                raise ValueError(f"{where}: {name} holds {wrong!r:.60}; legal is a list of integers")
+            wrong = [value for value in values if type(value) is not int] if isinstance(values, list) else [values]
+            if wrong:
+                raise ValueError(f"{where}: {name} holds {wrong[0]!r:.60}; legal is a list of integers")
         states, actions = page["state"], page["action"]
         if not actions or len(states) - len(actions) not in (0, 1):
             raise ValueError(f"{where} has {len(states)} states and {len(actions)} actions; legal is as many, or one state more, and at least one action")
