@@ -6,7 +6,7 @@ turns each batch into one gradient step; it reads `learner.coefs()` and tells `l
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from entreg.rl.study import LOG_LINES, Study
 from entreg.run import Run
 
 Act = Callable[[np.ndarray, np.ndarray | None], np.ndarray]  # observations [M, n, *shape], masks [M, n, K] -> actions [M, n, A] as the replay keeps them
+
+
+_OffPolicy = TypeVar("_OffPolicy", bound="OffPolicy")
 
 
 class Part(Protocol):
@@ -78,7 +81,7 @@ class OffPolicy(Study):
         """Gradient steps that should have been taken after so many steps of every environment."""
         return math.floor(max(0, rounds * self._per_round - self.learning_starts) * self._per_step + 1e-9)
 
-    def __enter__(self) -> Self:
+    def __enter__(self: _OffPolicy) -> _OffPolicy:
         Replay.check_room(*self._replay_shape())
         return super().__enter__()
 

@@ -6,7 +6,7 @@ Shapes: M members, n environments of each, N items of a member. `learner.py` add
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from entreg.rl.normalize import RunningMoments
 from entreg.rl.schedule import Schedule
 from entreg.run import Run, Summary
 
+_Study = TypeVar("_Study", bound="Study")
 LOG_LINES = 200  # training records a member and run, at most about twice as many
 
 
@@ -84,7 +85,7 @@ class Study(ABC):
         """What observations are normalised by."""
         return None
 
-    def __enter__(self) -> Self:
+    def __enter__(self: _Study) -> _Study:
         controllers = [spelling.spell(regularizer.controller) for regularizer in self.regularizers]
         members = [{"member": i, **member._asdict(), "controller": text} for i, (member, text) in enumerate(zip(self.members, controllers, strict=True))]
         self.run.start(self.recipe, self.config.env, self.config, members=members, total=self.steps)
