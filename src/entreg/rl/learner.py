@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from entreg import stacked
-from entreg.rl import advantages, population
+from entreg.rl import advantages, intrinsic, population
 from entreg.rl.config import OnPolicyConfig, check
 from entreg.rl.heads import Head, head_for
 from entreg.rl.networks import ActorCritic, Architecture
@@ -52,12 +52,21 @@ class Learner(Study):
         check(config)
         run = run if run is not None else Run()
         updates = 2 if run.settings.dry_run else math.ceil(config.steps / (config.environments * config.rollout))
+        settings = intrinsic.Settings(config.intrinsic, config.intrinsic_order, config.intrinsic_k, config.intrinsic_lr)
+        settings.check()
+        if config.intrinsic != "none":
+            schedules = {**(schedules or {}), "intrinsic_coef": config.intrinsic_coef}
         super().__init__(recipe, config, run, head=lambda spec: head_for(spec, squash=config.squash), coef=_default_coef, updates=updates, schedules=schedules)
         scaler = RewardScaler(len(self.members), config.environments, config.gamma) if config.normalise_reward else None
-        self.collector = Collector(self.environments, len(self.members), self.head, normalise_observation=config.normalise_observation, reward_scaler=scaler)
+        seeds, known = [member.seed for member in self.members], config.intrinsic != "none"
+        self.collector = Collector(
+            self.environments, len(seeds), self.head, normalise_observation=config.normalise_observation, reward_scaler=scaler, keep=known
+        )
+        spec = self.environments.observation_spec
+        self.intrinsic = intrinsic.Intrinsic(settings, seeds, config.environments, spec, self.head, config.gamma) if known else None
         shape, image = self.environments.observation_spec
         architecture = Architecture(shape, image, self.head.outputs, config.hidden, config.activation, self.head.log_std)
-        generators = population.weight_generators([member.seed for member in self.members])
+        generators = population.weight_generators(seeds)
         self.network = ActorCritic(architecture, generators, log_std=config.log_std)
         self.optimizer = stacked.StackedAdam(self.network.parameters)
         self.act: Act = self._act
@@ -127,11 +136,14 @@ class Learner(Study):
         return (rollout.advantage - rollout.advantage.mean(1, keepdim=True)) / (rollout.advantage.std(1, keepdim=True) + 1e-8)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "optimizer": self.optimizer.state_dict(), "collector": self.collector.state_dict()}
+        state = {**super().state_dict(), "optimizer": self.optimizer.state_dict(), "collector": self.collector.state_dict()}
+        return state if self.intrinsic is None else {**state, "intrinsic": self.intrinsic.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.intrinsic is not None:
+            self.intrinsic.load_state_dict(state["intrinsic"])
         if not self.collector.load_state_dict(state["collector"]):
             self.episodes_restarted()
 
@@ -141,7 +153,7 @@ class Learner(Study):
         noise = self.streams.noise((config.rollout, config.environments, self.head.actions), self.head.noise)
         experience = self.collector.collect(self.act, noise, self.check)
         outputs, value, log_prob, entropy = self._look(experience)
-        reward = experience.reward
+        reward, novelty = self._rewarded(experience)
         following = next_values(experience, *value)
         if config.over == "trajectory":
             coef = np.array([regularizer.coef for regularizer in self.regularizers], dtype=np.float32)
@@ -150,9 +162,19 @@ class Learner(Study):
         advantage = advantages.gae(reward, value[0], following, done, config.gamma, config.lam)
         returns = advantage + value[0]
         self.books.begin(experience.episodes, config.environments, advantages.explained_variance(value[0], returns))
+        self.books.columns |= novelty
         flat = [torch.from_numpy(part).flatten(1, 2) for part in (experience.observation, experience.action, value[0], advantage, returns)]
         mask = None if experience.mask is None else torch.from_numpy(experience.mask).flatten(1, 2)
         return Rollout(flat[0], flat[1], mask, outputs, log_prob, flat[2], flat[3], flat[4])
+
+    def _rewarded(self, experience: Experience) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Rewards `[M, T, n]` with the intrinsic ones added, and what the books say of those."""
+        if self.intrinsic is None:
+            return experience.reward, {}
+        scaled, raw = self.intrinsic.reward(experience)
+        self.check(intrinsic_reward=scaled)
+        bonus = np.float32(self.schedules["intrinsic_coef"].value) * scaled
+        return experience.reward + bonus, {"intrinsic/reward": raw, "intrinsic/share": intrinsic.share(experience.reward, bonus)}
 
     def _act(self, observation: np.ndarray, noise: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
         """Actions `[M, n, A]` for observations `[M, n, D]` by noise `[M, n, A]`."""

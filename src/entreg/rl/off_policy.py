@@ -171,12 +171,10 @@ class OffPolicy(Study):
         flat = action.reshape(-1, action.shape[-1])
         step = self.environments.step(self.head.scale(flat) if isinstance(self.head, TanhGaussian) else self.head.to_environment(flat))
         self.check(observation=step.observation, reward=step.reward)
-        after, after_mask = step.observation, step.mask
+        after, after_mask = step.reached, step.mask
         ended = step.terminated | step.truncated
         if step.final_observation is not None:
             self.check(final_observation=step.final_observation[ended])
-            rows = ended.reshape(-1, *[1] * (after.ndim - 1))
-            after = np.where(rows, step.final_observation, after)
             if after_mask is not None and step.final_mask is not None:
                 after_mask = np.where(ended[:, None], step.final_mask, after_mask)
         self.replay.add(
