@@ -6,7 +6,7 @@ A recipe is a loop over `learner.rollouts()` that turns each rollout into calls 
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from entreg.rl.config import OnPolicyConfig, check
 from entreg.rl.heads import head_for
 from entreg.rl.networks import ActorCritic, Architecture
 from entreg.rl.normalize import RewardScaler
+from entreg.rl.part import Part
 from entreg.rl.rollout import Act, Collector, Experience, next_values
 from entreg.rl.schedule import Schedule
 from entreg.run import Run, Summary
@@ -48,12 +49,25 @@ class Rollout(NamedTuple):
         return Rollout(*flat)  # type: ignore[arg-type]
 
 
-class Learner:
-    """The population, its experience and its books. A context: leaving it closes environments and files and restores signal handlers."""
+class Optimizer(Protocol):
+    """Moves parameters by their gradients."""
 
-    def __init__(self, recipe: str, config: OnPolicyConfig, run: Run | None, *, schedules: Mapping[str, str] | None = None) -> None:
+    def step(self, lr: float, active: Tensor | None = None) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Learner:
+    """The population, its experience and its books. A context: leaving it closes environments and files and restores signal handlers.
+
+    `part` says which part of the experience this process makes, where several work together.
+    """
+
+    def __init__(
+        self, recipe: str, config: OnPolicyConfig, run: Run | None, *, schedules: Mapping[str, str] | None = None, part: Part = Part()
+    ) -> None:
         check(config)
-        self.recipe, self.config = recipe, config
+        self.recipe, self.config, self.part = recipe, config, part
         self.run = run if run is not None else Run()
         settings = self.run.settings
         torch.set_num_threads(settings.threads)
@@ -62,11 +76,16 @@ class Learner:
         seeds = range(settings.seed, settings.seed + config.seeds)
         settings_count = max(1, len(config.coef)) * len(config.family)
         self.environments = environments.make(
-            config.env, seeds=[*seeds] * settings_count, per_member=config.environments, mode=config.vectorise, env_kwargs=config.env_kwargs
+            config.env,
+            seeds=[*seeds] * settings_count,
+            per_member=config.environments,
+            first=part.index * config.environments,
+            mode=config.vectorise,
+            env_kwargs=config.env_kwargs,
         )
         self.head = head_for(self.environments.action_spec, squash=config.squash)
         coefs = config.coef or (("0.0",) if self.head.noise == "normal" else ("linear(0.01, 0.0)",))
-        self.updates = 2 if settings.dry_run else math.ceil(config.steps / (config.environments * config.rollout))
+        self.updates = 2 if settings.dry_run else math.ceil(config.steps / self.steps_per_update)
         self.members = population.expand(coefs, config.family, seeds)
         self.regularizers = population.regularizers(self.members, self.head, steps=self.updates, lr=config.coef_lr, init_coef=config.coef_init)
         self.families = population.Families([member.family for member in self.members])
@@ -79,7 +98,7 @@ class Learner:
         shape, image = self.environments.observation_spec
         architecture = Architecture(shape, image, self.head.outputs, config.hidden, config.activation, self.head.log_std)
         self.network = ActorCritic(architecture, population.weight_generators(member_seeds), log_std=config.log_std)
-        self.optimizer = stacked.StackedAdam(self.network.parameters)
+        self.optimizer: Optimizer = stacked.StackedAdam(self.network.parameters)
         self.act: Act = self._act
         self.update = 0
         self.stopped: str | None = None
@@ -89,7 +108,7 @@ class Learner:
     def __enter__(self) -> "Learner":
         controllers = [spelling.spell(regularizer.controller) for regularizer in self.regularizers]
         members = [{"member": i, **member._asdict(), "controller": text} for i, (member, text) in enumerate(zip(self.members, controllers, strict=True))]
-        self.run.start(self.recipe, self.config.env, self.config, members=members, total=self.updates * self.config.environments * self.config.rollout)
+        self.run.start(self.recipe, self.config.env, self.config, members=members, total=self.updates * self.steps_per_update)
         self.run.__enter__()
         state = self.run.restore()
         if state is not None:
@@ -104,9 +123,14 @@ class Learner:
         self.run.__exit__(*error)
 
     @property
+    def steps_per_update(self) -> int:
+        """Environment steps that each member takes for an update, over all processes."""
+        return self.config.environments * self.config.rollout * self.part.of
+
+    @property
     def step(self) -> int:
         """Environment steps that each member has taken."""
-        return self.update * self.config.environments * self.config.rollout
+        return self.update * self.steps_per_update
 
     def rollouts(self) -> Iterator[Rollout]:
         """Rollouts until the run is complete or stopped; after each one controllers step, and records and checkpoints are written."""
@@ -119,10 +143,8 @@ class Learner:
             self._end_update(rollout)
             before = self.step
             self.update += 1
-            if self.update % max(1, self.updates // _LOG_LINES) == 0 or self.update == self.updates:
-                rate = {name: schedule.value for name, schedule in self.schedules.items()}
-                for index, row in enumerate(self.books.rows(rollout.outputs, rollout.mask, self.step)):
-                    self.run.log(self.step, member=index, **row, **rate)
+            if self.update % self.log_every == 0 or self.update == self.updates:
+                self._log(*self.books.measure(rollout.outputs, rollout.mask))
             for schedule in self.schedules.values():
                 schedule.step()
             self.stopped = self.run.stopping() or self._reached()
@@ -132,11 +154,24 @@ class Learner:
                 self.stopped = self.run.stopping()
             self.run.checkpoint(self.step, self.state_dict)
 
+    @property
+    def log_every(self) -> int:
+        """Updates from one training record to the next."""
+        return max(1, self.updates // _LOG_LINES)
+
+    def _log(self, shannon: Tensor, largest: Tensor | None) -> None:
+        rate = {name: schedule.value for name, schedule in self.schedules.items()}
+        for index, row in enumerate(self.books.rows(shannon, largest, self.step)):
+            self.run.log(self.step, member=index, **row, **rate)
+
     @torch.no_grad()
     def _end_update(self, rollout: Rollout) -> None:
         """Measure how far the policies moved, and step every member's controller."""
         outputs = self.network.actor(rollout.observation)
         self.books.end(self.head.kl(rollout.outputs, outputs, rollout.mask).mean(1).numpy())
+        self._control()
+
+    def _control(self) -> None:
         for regularizer, signals in zip(self.regularizers, self.books.signals((self.update + 1) / self.updates), strict=True):
             if "reward" in signals or not isinstance(regularizer.controller, Plateau):  # a plateau begins with the first return
                 regularizer.step(**signals)
@@ -249,7 +284,7 @@ class Learner:
     @torch.no_grad()
     def _collect(self) -> Rollout:
         config = self.config
-        noise = self.streams.noise((config.rollout, config.environments, self.head.actions), self.head.noise)
+        noise = self.part.cut(self.streams.noise((config.rollout, config.environments * self.part.of, self.head.actions), self.head.noise), axis=2)
         experience = self.collector.collect(self.act, noise, self.check)
         outputs, value, log_prob, entropy = self._look(experience)
         reward = experience.reward
