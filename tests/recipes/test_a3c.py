@@ -69,9 +69,9 @@ def reference(weights, updates, *, n, steps, gamma, beta, rates, max_norm):
         grads = torch.autograd.grad(loss, list(weights.values()))
         norm = torch.sqrt(sum(grad.square().sum() for grad in grads))
         for (name, weight), grad in zip(weights.items(), grads, strict=True):
-            grad = grad * min(1.0, max_norm / (float(norm) + 1e-6))
-            square[name] = 0.99 * square[name] + 0.01 * grad**2
-            weight.data -= rates(update) * grad / torch.sqrt(square[name] + 1e-5)
+            clipped = grad * min(1.0, max_norm / (float(norm) + 1e-6))
+            square[name] = 0.99 * square[name] + 0.01 * clipped**2
+            weight.data -= rates(update) * clipped / torch.sqrt(square[name] + 1e-5)
     return {name: value.detach() for name, value in weights.items()}
 
 

@@ -23,7 +23,7 @@ from entreg.rl.config import OnPolicyConfig
 from entreg.rl.learner import Learner, Rollout
 from entreg.rl.part import Part
 from entreg.rl.shared import OPTIMIZERS, Rule, Shared, share
-from entreg.rl.workers import Crew, Line, WorkerFailed, sendable
+from entreg.rl.workers import Crew, Line, WorkerFailed, check_main, sendable
 from entreg.run import Run, RunSettings
 
 
@@ -154,6 +154,7 @@ class Chief(Learner):
     """The main process: the only one that writes."""
 
     def __init__(self, recipe: str, config: OnPolicyConfig, run: Run | None, *, workers: int, rule: Rule) -> None:
+        check_main()
         self.spec, _ = naming.find(config.env)
         sendable("env_kwargs", config.env_kwargs)
         sendable(f"env {config.env}", self.spec)
@@ -189,7 +190,7 @@ class Chief(Learner):
         self._begun, self._goal = self.update * self.part.of, self._next_rest() * self.part.of
         self._rested = time.monotonic()
         told = {index: self._send(crew, index, begin=True) for index in range(self.part.of)}
-        for index, report in crew.reports(self._look):
+        for index, report in crew.reports(self._watch):
             self._take(report)
             if not told[index]:
                 told[index] = self._send(crew, index)
@@ -210,7 +211,7 @@ class Chief(Learner):
         every = self.run.settings.eval_every
         return self.updates if every is None else min(-(-(self.step // every + 1) * every // self.steps_per_update), self.updates)
 
-    def _look(self) -> None:
+    def _watch(self) -> None:
         """Rest soon when the run should stop or save: when the update that has begun is complete."""
         self.run.hurry()
         saving = time.monotonic() - self._rested >= self.run.settings.checkpoint_every
@@ -233,7 +234,7 @@ class Chief(Learner):
         self.update += 1
         if self.update % self.log_every == 0 or self.update == self.updates:
             largest = None if window[0].largest is None else torch.as_tensor(_mean(window, "largest"))
-            self._log(torch.from_numpy(_mean(window, "shannon")), largest)
+            self._log(self.books.lines(torch.from_numpy(_mean(window, "shannon")), largest, self.step))
         for schedule in self.schedules.values():
             schedule.step()
         self.stopped = self.stopped or self._reached()

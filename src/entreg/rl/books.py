@@ -74,7 +74,11 @@ class Books:
         largest = self.head.max_entropy(SHANNON, mask)
         return self.head.entropy(outputs, SHANNON, mask).mean(1), largest if mask is None or largest is None else largest.mean(1)
 
-    def rows(self, shannon: Tensor, largest: Tensor | None, steps: int) -> list[dict[str, float]]:
+    def rows(self, outputs: Tensor, mask: Tensor | None, steps: int) -> list[dict[str, float]]:
+        """One training record a member: the books and the Shannon entropy of `outputs (M, N, K)`."""
+        return self.lines(*self.measure(outputs, mask), steps)
+
+    def lines(self, shannon: Tensor, largest: Tensor | None, steps: int) -> list[dict[str, float]]:
         """One training record a member: the books and what `measure` gave."""
         columns = {"entropy": shannon, "entropy/perplexity": shannon.exp()}
         if largest is not None:

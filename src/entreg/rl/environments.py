@@ -20,9 +20,7 @@ __all__ = ["ActionSpec", "Environments", "ObservationSpec", "Step", "make"]
 Mode = Literal["auto", "sync", "async"]
 
 
-def make(
-    env: str, *, seeds: Sequence[int], per_member: int, first: int = 0, mode: Mode = "auto", env_kwargs: Mapping[str, Any] | None = None
-) -> Environments:
+def make(env: str, *, seeds: Sequence[int], per_member: int, first: int = 0, mode: Mode = "auto", env_kwargs: Mapping[str, Any] | None = None) -> Environments:
     """The environments of a population: `per_member` for each member's seed, of a Gymnasium id or `module:Id`, counted from `first`.
 
     `mode` "auto" takes the vectorised CartPole where that is meant and a loop in this process elsewhere; "sync" always the loop,

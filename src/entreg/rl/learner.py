@@ -6,7 +6,7 @@ A recipe is a loop over `learner.rollouts()` that turns each rollout into calls 
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from entreg.rl.config import OnPolicyConfig, check
 from entreg.rl.heads import head_for
 from entreg.rl.networks import ActorCritic, Architecture
 from entreg.rl.normalize import RewardScaler
-from entreg.rl.part import Part
+from entreg.rl.part import ALONE, Part
 from entreg.rl.rollout import Act, Collector, Experience, next_values
 from entreg.rl.schedule import Schedule
 from entreg.run import Run, Summary
@@ -49,6 +49,9 @@ class Rollout(NamedTuple):
         return Rollout(*flat)  # type: ignore[arg-type]
 
 
+Own = TypeVar("Own", bound="Learner")
+
+
 class Optimizer(Protocol):
     """Moves parameters by their gradients."""
 
@@ -63,9 +66,7 @@ class Learner:
     `part` says which part of the experience this process makes, where several work together.
     """
 
-    def __init__(
-        self, recipe: str, config: OnPolicyConfig, run: Run | None, *, schedules: Mapping[str, str] | None = None, part: Part = Part()
-    ) -> None:
+    def __init__(self, recipe: str, config: OnPolicyConfig, run: Run | None, *, schedules: Mapping[str, str] | None = None, part: Part = ALONE) -> None:
         check(config)
         self.recipe, self.config, self.part = recipe, config, part
         self.run = run if run is not None else Run()
@@ -79,7 +80,7 @@ class Learner:
             config.env,
             seeds=[*seeds] * settings_count,
             per_member=config.environments,
-            first=part.index * config.environments,
+            first=part.rank * config.environments,
             mode=config.vectorise,
             env_kwargs=config.env_kwargs,
         )
@@ -105,7 +106,7 @@ class Learner:
         self.complete = self.evaluation_due = False
         self.books = Books(self.members, self.head, self.regularizers)
 
-    def __enter__(self) -> "Learner":
+    def __enter__(self: Own) -> Own:
         controllers = [spelling.spell(regularizer.controller) for regularizer in self.regularizers]
         members = [{"member": i, **member._asdict(), "controller": text} for i, (member, text) in enumerate(zip(self.members, controllers, strict=True))]
         self.run.start(self.recipe, self.config.env, self.config, members=members, total=self.updates * self.steps_per_update)
@@ -144,7 +145,7 @@ class Learner:
             before = self.step
             self.update += 1
             if self.update % self.log_every == 0 or self.update == self.updates:
-                self._log(*self.books.measure(rollout.outputs, rollout.mask))
+                self._log(self.books.rows(rollout.outputs, rollout.mask, self.step))
             for schedule in self.schedules.values():
                 schedule.step()
             self.stopped = self.run.stopping() or self._reached()
@@ -159,9 +160,9 @@ class Learner:
         """Updates from one training record to the next."""
         return max(1, self.updates // _LOG_LINES)
 
-    def _log(self, shannon: Tensor, largest: Tensor | None) -> None:
+    def _log(self, rows: Sequence[Mapping[str, float]]) -> None:
         rate = {name: schedule.value for name, schedule in self.schedules.items()}
-        for index, row in enumerate(self.books.rows(shannon, largest, self.step)):
+        for index, row in enumerate(rows):
             self.run.log(self.step, member=index, **row, **rate)
 
     @torch.no_grad()

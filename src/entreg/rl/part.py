@@ -6,9 +6,9 @@ import numpy as np
 
 
 class Part(NamedTuple):
-    """Process `index` of `of` that are alike: of n x `of` environments of each member it holds n, counted from n x `index`."""
+    """Process `rank` of `of` that are alike: of n x `of` environments of each member it holds n, counted from n x `rank`."""
 
-    index: int = 0
+    rank: int = 0
     of: int = 1
 
     def cut(self, whole: np.ndarray, axis: int) -> np.ndarray:
@@ -18,4 +18,7 @@ class Part(NamedTuple):
         [2, 3]
         """
         each = whole.shape[axis] // self.of
-        return whole if self.of == 1 else np.take(whole, range(self.index * each, (self.index + 1) * each), axis)
+        return whole if self.of == 1 else np.take(whole, range(self.rank * each, (self.rank + 1) * each), axis)
+
+
+ALONE = Part()

@@ -208,8 +208,16 @@ class Crew:
         process.join(_GRACE)
         code = process.exitcode
         how = f"was ended by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended by itself with exit status {code}"
-        hint = "" if index in self._began else " before it did anything: does the script guard its call of train with `if __name__ == '__main__'`?"
-        raise WorkerFailed(f"worker {index} {how}{hint if code == 1 else ''}")
+        raise WorkerFailed(f"worker {index} {how}" + (f" before it did anything: {GUARD}" if code == 1 and index not in self._began else ""))
+
+
+GUARD = "does the script guard its call of train with `if __name__ == '__main__'`?"
+
+
+def check_main() -> None:
+    """Raise `ValueError` in a process that is only loading the main script in order to become a worker, before it begins a run of its own."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # what multiprocessing itself looks at, when it is too late for us
+        raise ValueError(f"workers: a worker cannot begin a run; {GUARD}")
 
 
 def sendable(name: str, value: Any) -> None:
