@@ -188,7 +188,7 @@ def long_run(out):
     """A run of two workers that would take minutes, when its workers have begun: the process, and those of its children."""
     process = start(python("entreg.cli", "train", *BROKEN, "--steps", "3000000", "--out", str(out), "--quiet", "--checkpoint-every", "0.2"))
     deadline = time.monotonic() + 60
-    while not list(out.glob("*/checkpoint/*/")):
+    while not list(out.glob("*/checkpoint/state-*/")):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.02)
     return process, [pid for pid in processes() if parent_of(pid) == process.pid]

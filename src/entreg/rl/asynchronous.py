@@ -174,9 +174,9 @@ class Chief(Learner):
         try:
             with Crew(work, self._jobs()) as crew:
                 while self.update < self.updates and self.stopped is None:
-                    self._stretch(crew)
+                    before = self._stretch(crew)
                     self.states = crew.states
-                    self._rest()
+                    self.evaluate_and_save(before)
         except (WorkerFailed, NonFinite) as error:
             self.run.event(self.step, "nonfinite" if isinstance(error, NonFinite) else "worker_failed", str(error))
             raise
@@ -185,8 +185,8 @@ class Chief(Learner):
         common = (self.spec, self.rule, self.shared)
         return [Job(self.recipe, self.config, self.run.settings, Part(i, self.part.of), *common, state) for i, state in enumerate(self.states)]
 
-    def _stretch(self, crew: Crew) -> None:
-        """Whole updates until it is time to rest: exactly W rollouts each, whichever workers make them."""
+    def _stretch(self, crew: Crew) -> int:
+        """Whole updates until it is time to rest: exactly W rollouts each, whichever workers make them. Gives the step before the last one."""
         self._begun, self._goal = self.update * self.part.of, self._next_rest() * self.part.of
         self._rested = time.monotonic()
         told = {index: self._send(crew, index, begin=True) for index in range(self.part.of)}
@@ -194,6 +194,7 @@ class Chief(Learner):
             self._take(report)
             if not told[index]:
                 told[index] = self._send(crew, index)
+        return self.step - self.steps_per_update
 
     def _send(self, crew: Crew, index: int, *, begin: bool = False) -> bool:
         """Answer a worker, or let it `begin` where a rollout is left to be made; whether it rests afterwards."""
@@ -215,7 +216,7 @@ class Chief(Learner):
         """Rest soon when the run should stop or save: when the update that has begun is complete."""
         self.run.hurry()
         saving = time.monotonic() - self._rested >= self.run.settings.checkpoint_every
-        if saving or self.stopped is not None or self.run.stopping() is not None:
+        if saving or self._reached() or self.run.stopping() is not None:
             self._goal = min(self._goal, -(-self._begun // self.part.of) * self.part.of)
 
     def _take(self, report: Report) -> None:
@@ -230,24 +231,13 @@ class Chief(Learner):
             self.books.seen(torch.from_numpy(one.means))
         self.books.share = _mean(window, "share")
         self.books.end(_mean(window, "kl"))
-        self._control()
+        self.step_controllers()
         self.update += 1
-        if self.update % self.log_every == 0 or self.update == self.updates:
+        if self.recording:
             largest = None if window[0].largest is None else torch.as_tensor(_mean(window, "largest"))
-            self._log(self.books.lines(torch.from_numpy(_mean(window, "shannon")), largest, self.step))
+            self.record(self.books.lines(torch.from_numpy(_mean(window, "shannon")), largest, self.step))
         for schedule in self.schedules.values():
             schedule.step()
-        self.stopped = self.stopped or self._reached()
-
-    def _rest(self) -> None:
-        """Evaluate and save while nobody works."""
-        self.stopped = self.run.stopping() or self.stopped
-        every, before = self.run.settings.eval_every, self.step - self.steps_per_update
-        self.evaluation_due = every is not None and self.step // every > before // every and self.update < self.updates
-        if self.evaluation_due and self.stopped is None:
-            self.evaluate()
-            self.stopped = self.run.stopping()
-        self.run.checkpoint(self.step, self.state_dict)
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"workers": {str(index): state for index, state in enumerate(self.states)}}
