@@ -78,6 +78,7 @@ class FusedPPO:
 def _check(learner: Learner) -> None:
     architecture, spec = learner.network.architecture, learner.head.spec
     reasons = {
+        "one rank": learner.ranks.part.of == 1,
         "actions of one discrete head": spec.kind == "discrete",
         "observations that are vectors": not architecture.image,
         "tanh or relu": architecture.activation in ("tanh", "relu"),
