@@ -17,7 +17,7 @@ from entreg.recipes import a3c
 from entreg.record import read_records
 from entreg.rl.stepping import environment_seed
 from entreg.run import Run, RunSettings
-from tests.faults import final_state, lasting, python, start, wait
+from tests.faults import final_state, lasting, parent_of, processes, python, start, wait
 from tests.recipes.test_on_policy import best_policy, probabilities
 from tests.recipes.test_resume import assert_same
 
@@ -164,17 +164,6 @@ def leftovers():
     """The children of this process (but for multiprocessing's tracker, which stays for the next ones) and named shared memory."""
     children = [pid for pid in processes() if parent_of(pid) == os.getpid() and "resource_tracker" not in command_of(pid)]
     return children, sorted(path.name for path in Path("/dev/shm").iterdir() if path.name.startswith(("torch_", "psm_", "pym-", "sem.")))
-
-
-def processes():
-    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
-
-
-def parent_of(pid):
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except (FileNotFoundError, ProcessLookupError):
-        return None
 
 
 def command_of(pid):

@@ -1,14 +1,21 @@
 """Two ranks are one process with twice the environments: the same records, controllers and weights, but for the order of summation."""
 
 import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from entreg.recipes import a3c
+from entreg.record import read_records
 from entreg.rl.part import Part
 from entreg.rl.ranks import Ranks
-from tests.faults import final_state, lasting
+from entreg.run import Run, RunSettings
+from tests.faults import final_state, lasting, parent_of, processes, python, start, wait
 from tests.recipes import together
 
 
@@ -74,3 +81,67 @@ def test_every_item_of_a_minibatch_is_taken_once_by_the_rank_that_holds_it():
             local = mine[member][weight[member] > 0]
             found[member] += ((local // 2) * 6 + 2 * rank + local % 2).tolist()
     assert [sorted(one) for one in found] == [sorted(row.tolist()) for row in order]
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_ends_the_others_and_torchrun_resumes_and_stops_the_run(tmp_path):
+    process = torchrun("--out", tmp_path, *ENDLESS)
+    until(lambda: list(tmp_path.glob("*/checkpoint/state-*/")), process)
+    (last,) = [pid for pid in processes() if parent_of(pid) == process.pid and environment_of(pid).get("RANK") == "1"]
+    os.kill(last, signal.SIGKILL)
+    ended = wait(process, 60)
+    folder = one(tmp_path)
+    assert ended.code == 1 and f"{folder} keeps the last good checkpoint" in ended.err, ended.err
+    reached = final_state(folder)["update"]
+    process = torchrun("--resume", folder, "--quiet")
+    until(lambda: final_state(folder)["update"] > reached, process)
+    process.send_signal(signal.SIGTERM)
+    ended = wait(process, 60)
+    assert f"entreg train ppo --resume {folder}" in ended.out, ended
+    lines = read_records(folder).lines
+    assert lines[-1]["event"] == "stopped" and lines[-1]["message"].startswith("SIGTERM")
+    steps = [line["step"] for line in lines if "coef" in line]
+    assert steps == sorted(set(steps)) and final_state(folder)["update"] * 2 * 2 * 16 == lines[-1]["step"]
+
+
+ENDLESS = (
+    "--steps",
+    "4000000",
+    "--environments",
+    "2",
+    "--rollout",
+    "16",
+    "--epochs",
+    "1",
+    "--hidden",
+    "8",
+    "--no-video",
+    "--quiet",
+    "--checkpoint-every",
+    "0.3",
+)
+
+
+def torchrun(*words):
+    return start(python("torch.distributed.run", "--nproc-per-node", "2", "-m", "entreg", "train", "ppo", *words))
+
+
+def until(true, process):
+    deadline = time.monotonic() + 90
+    while not true():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.05)
+
+
+def environment_of(pid):
+    try:
+        return dict(entry.split("=", 1) for entry in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in entry)
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+
+
+def test_recipes_with_processes_of_their_own_are_refused_under_torchrun(monkeypatch, tmp_path):
+    monkeypatch.setattr("entreg.rl.ranks.here", lambda: Ranks(Part(0, 2)))
+    with pytest.raises(ValueError, match="a3c is for one process, and torchrun started 2; it starts workers of its own: --workers"):
+        a3c.train(a3c.Config(), Run(RunSettings(out=tmp_path / "runs")))
+    assert not (tmp_path / "runs").exists()

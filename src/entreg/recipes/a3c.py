@@ -10,6 +10,7 @@ from entreg import functional
 from entreg.rl.asynchronous import Chief, Job, News, Report, Worker
 from entreg.rl.config import OnPolicyConfig, require
 from entreg.rl.learner import Rollout
+from entreg.rl.ranks import alone
 from entreg.rl.shared import OPTIMIZERS, Rule
 from entreg.rl.workers import Line
 from entreg.run import Run, Summary
@@ -65,6 +66,7 @@ def update(worker: Worker, rollout: Rollout, news: News) -> Report:
 
 def check(config: Config) -> None:
     """Raise `ValueError` for the first of A3C's own settings that cannot be meant."""
+    alone("a3c", "it starts workers of its own: --workers")
     require(config, "workers", lambda value: 1 <= value <= MOST, f"between 1 and {MOST}")
     if config.optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {config.optimizer!r}")

@@ -16,6 +16,7 @@ from entreg.control import GradientShare, Plateau
 from entreg.rl.config import OffPolicyConfig, check_off_policy
 from entreg.rl.environments import ActionSpec
 from entreg.rl.heads import Head, TanhGaussian
+from entreg.rl.ranks import alone
 from entreg.rl.replay import Batch, Replay
 from entreg.rl.study import LOG_LINES, Study
 from entreg.run import Run
@@ -54,6 +55,7 @@ class OffPolicy(Study):
         schedules: Mapping[str, str] | None = None,
     ) -> None:
         check_off_policy(config)
+        alone(recipe, "ranks are for ppo, a2c and reinforce")
         run = run if run is not None else Run()
         self.learning_starts, self.rounds = config.learning_starts, math.ceil(config.steps / config.environments)
         if run.settings.dry_run:

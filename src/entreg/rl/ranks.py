@@ -43,7 +43,7 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            raise RanksLost(f"rank {self.part.rank} of {self.part.of} lost the others: {str(error).splitlines()[0]}") from error
+            raise RanksLost(f"rank {self.part.rank} of {self.part.of} lost the others: {str(error).partition('. ')[0]}") from error
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over ranks, in place."""
@@ -128,6 +128,12 @@ def here() -> Ranks:
             return Ranks()
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     return Ranks(Part(dist.get_rank(), dist.get_world_size()))
+
+
+def alone(recipe: str, advice: str) -> None:
+    """Raise `ValueError` where a recipe that is for one process has been started by torchrun."""
+    if here().part.of > 1:
+        raise ValueError(f"{recipe} is for one process, and torchrun started {here().part.of}; {advice}")
 
 
 def run_for(run: Run | None) -> Run:
