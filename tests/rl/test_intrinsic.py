@@ -73,7 +73,9 @@ def test_near_states_share_a_count_and_far_ones_do_not():
     points = np.array([[0.3, -0.2, 0.5]], np.float32) + np.array([0, 1e-6, 2.0], np.float32)[:, None]
     keys = count._hashed(points[None])[0]
     assert (keys[0] == keys[1]).all() and (keys[0] != keys[2]).any()
-    assert len(np.unique(count._hashed(first)[0], axis=0)) > 100  # planes through 0 alone would tell directions, not places
+    rays = np.stack([points[:1] - count.moments.mean, 3 * (points[:1] - count.moments.mean)], axis=1)[0] + count.moments.mean
+    keys = count._hashed(rays.astype(np.float32)[None, :, :] if rays.ndim == 2 else rays.astype(np.float32))[0]
+    assert (keys[0] != keys[1]).any()  # planes through the mean alone would tell directions, not places
 
 
 def test_small_images_are_counted_exactly():
@@ -151,6 +153,7 @@ def test_one_icm_step_is_that_of_plain_torch(name, monkeypatch):
 
 def test_rnd_falls_where_it_was_and_not_elsewhere():
     bonus = RND([0], streams([0]), VECTOR, 1e-3)
+    fixed = bonus.target.parameters.data.clone()
     before, action, after = transitions(1, 256)
     near, far = np.abs(after) * 0.3, -np.abs(after) * 3
     both = np.concatenate([near, far], axis=1)
@@ -163,6 +166,7 @@ def test_rnd_falls_where_it_was_and_not_elsewhere():
         bonus.error(states, bonus.target.actor(states)).mean().item() for states in (bonus.seen(near, learn=False), bonus.seen(far, learn=False))
     )
     assert last < first / 20 and elsewhere > 10 * last
+    assert torch.equal(bonus.target.parameters.data, fixed)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -276,4 +280,8 @@ def test_deepsea_is_the_one_of_the_paper():
     env.reset()
     left = [env.step(int(1 - world.right[row, 0]))[1] for row in range(5)]
     assert left == [0.0] * 5
+    env.reset()
+    env.step(int(world.right[0, 0]))
+    observation = env.step(int(1 - world.right[1, 1]))[0]
+    assert observation.argmax() == 2 * 5
     assert 0 < world.right.mean() < 1

@@ -66,4 +66,4 @@ class DeepSea(gymnasium.Env[np.ndarray, int]):
 
 
 if "DeepSea-v0" not in gymnasium.registry:
-    gymnasium.register("DeepSea-v0", entry_point=DeepSea)
+    gymnasium.register("DeepSea-v0", entry_point="entreg.rl.deepsea:DeepSea")

@@ -5,7 +5,7 @@ action noise and the order of minibatches. Nothing is drawn from a stream that m
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -112,9 +112,16 @@ def observe(each: Sequence[EntropyRegularizer], means: Tensor, items: int) -> Te
     return torch.tensor([[-regularizer.sense * regularizer.coef] for regularizer in each], dtype=means.dtype)
 
 
-def gradient_shares(bonus: tuple[Tensor, Tensor], task: tuple[Tensor, Tensor], outputs: Tensor) -> np.ndarray:
-    """Each member's share of the bonus in the gradient with respect to the policy's outputs, `[M]` in [0, 1]; losses come with their weights."""
+def gradient_shares(
+    bonus: tuple[Tensor, Tensor], task: tuple[Tensor, Tensor], outputs: Tensor, over_ranks: Callable[[Tensor], Tensor] | None = None
+) -> np.ndarray:
+    """Each member's share of the bonus in the gradient with respect to the policy's outputs, `[M]` in [0, 1]; losses come with their weights.
+
+    `over_ranks` sums over the processes that hold the other items.
+    """
     of_bonus, of_task = _norm(*bonus, outputs), _norm(*task, outputs)
+    if over_ranks is not None:
+        of_bonus, of_task = over_ranks(torch.stack([of_bonus, of_task]).square()).sqrt().unbind()
     return (of_bonus / (of_bonus + of_task).clamp_min(1e-30)).numpy()
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from entreg.rl.environments import Environments
 from entreg.rl.heads import Head
 from entreg.rl.normalize import RewardScaler, RunningMoments
+from entreg.rl.ranks import Ranks
 
 Act = Callable[[np.ndarray, np.ndarray, np.ndarray | None], np.ndarray]  # observations [M, n, D], noise [M, n, A], masks -> actions [M, n, A]
 
@@ -43,7 +44,15 @@ class Collector:
     """Steps all environments with all members' policies; owns the current observations and the normalisers."""
 
     def __init__(
-        self, environments: Environments, members: int, head: Head, *, normalise_observation: bool, reward_scaler: RewardScaler | None, keep: bool = False
+        self,
+        environments: Environments,
+        members: int,
+        head: Head,
+        *,
+        normalise_observation: bool,
+        reward_scaler: RewardScaler | None,
+        ranks: Ranks | None = None,
+        keep: bool = False,
     ) -> None:
         self.environments = environments
         self.members = members
@@ -52,7 +61,7 @@ class Collector:
         shape = environments.observation_spec.shape
         if normalise_observation and environments.observation_spec.image:
             raise ValueError("normalise_observation is for vectors: images are scaled to [0, 1] by the network")
-        self.moments = RunningMoments(members, shape) if normalise_observation else None
+        self.moments = RunningMoments(members, shape, ranks) if normalise_observation else None
         self.reward_scaler = reward_scaler
         self.observation, self.mask = environments.reset()
 
