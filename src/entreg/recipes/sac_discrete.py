@@ -45,7 +45,7 @@ def train(config: Config, run: Run | None = None) -> Summary:
             loss = functional.huber(error, 1.0 if config.loss == "huber" else math.inf)
             probs, entropy = learner.probs(logits, batch.mask), learner.families.entropy(learner.head, logits, batch.mask)
             gain = functional.policy_value(probs, q.detach().amin(0), entropy, learner.coefs())
-            learner.step(loss, -gain)
+            learner.descend(loss, -gain)
             value_loss, policy_loss, seen = (part.detach().mean(-1) for part in (loss.mean(0), -gain, entropy))
             learner.seen(policy_loss, value_loss, seen)
         return learner.finish()
@@ -84,7 +84,7 @@ class SoftActorCritic(OffPolicy):
         entropy = self.families.entropy(self.head, logits, batch.next_mask)
         return functional.policy_value(self.probs(logits, batch.next_mask), q, entropy, self.coefs())
 
-    def step(self, critic_loss: Tensor, actor_loss: Tensor) -> None:
+    def descend(self, critic_loss: Tensor, actor_loss: Tensor) -> None:
         """One gradient step of critics `[2, M, B]` and actors `[M, B]`, each member's clipped by itself; then the targets move."""
         config, agent = self.config, self.agent
         for network, optimizer, loss in ((agent.learned.network, agent.optimizer, critic_loss), (self.network, agent.actor_optimizer, actor_loss)):
@@ -115,7 +115,8 @@ class Twins:
 
     def __call__(self, observation: Tensor) -> Tensor:
         """Action values `(M, N, *observation) -> (2, M, N, V)`."""
-        return self.network.actor(observation.repeat(2, *[1] * (observation.ndim - 1))).unflatten(0, (2, -1))
+        both: Tensor = self.network.actor(observation.repeat(2, *[1] * (observation.ndim - 1))).unflatten(0, (2, -1))
+        return both
 
 
 class Critics:
