@@ -48,7 +48,7 @@ def evaluate_board(
     if hard is None or easy is None:
         return None
     result = []
-    for results, lengths, random in zip(hard[0].reshape(-1, count), hard[1].reshape(-1, count), easy[0].reshape(-1, count), strict=True):
+    for results, lengths, random in zip(*(part.reshape(-1, count) for part in (hard.result, hard.length, easy.result)), strict=True):
         shares = {"eval/won": np.mean(results > 0), "eval/drawn": np.mean(results == 0), "eval/lost": np.mean(results < 0), "eval/random": random.mean()}
         result.append(_record(results, lengths) | {name: float(value) for name, value in shares.items()})
     return result

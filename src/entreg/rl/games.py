@@ -63,7 +63,7 @@ class Game(Protocol):
 
 def is_board(env: str) -> bool:
     """Whether this names a game of open_spiel (and not a Gymnasium id)."""
-    if ":" in env or "/" in env:
+    if ":" in env or "/" in env or "-v" in env:
         return False
     try:
         return env in importlib.import_module("pyspiel").registered_names()

@@ -1,11 +1,11 @@
 """Matches on a board: a player against a random one, a perfect one, or a plain Monte-Carlo tree search of open_spiel; and all lines at once.
 
-A player is a function of states to actions, asked for many games at a time; results are 1, 0, -1 for the player (times the game's scale).
+A player is a function of states to actions, asked for many games at a time; results are the player's, as the game counts them (1, 0, -1).
 """
 
 import importlib
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,6 +20,14 @@ class Opponent(Protocol):
 
     def step(self, state: State) -> int:
         """An action for the player to move."""
+
+
+class Played(NamedTuple):
+    """Games that have ended: results and lengths `[G]`, and their last states."""
+
+    result: np.ndarray
+    length: np.ndarray
+    final: list[State]
 
 
 class Random:
@@ -75,8 +83,8 @@ def plain_mcts(game: Board, simulations: int, seed: int) -> Any:
     return pyspiel.MCTSBot(game.game, pyspiel.RandomRolloutEvaluator(1, seed), 2.0, simulations, 16, False, seed, False)
 
 
-def play(game: Board, player: Player, opponents: Sequence[Opponent], first: np.ndarray, stop: Callable[[], object] | None = None) -> np.ndarray | None:
-    """One game against each of the opponents, `first [G]` says where the player begins; the results and lengths `[2, G]`, None where `stop()` ended it.
+def play(game: Board, player: Player, opponents: Sequence[Opponent], first: np.ndarray, stop: Callable[[], object] | None = None) -> Played | None:
+    """One game against each of the opponents, `first [G]` says where the player begins; None where `stop()` ended it.
 
     The player is always asked for all G games (for ended ones with a first position), so that batches keep their shape.
     """
@@ -95,35 +103,48 @@ def play(game: Board, player: Player, opponents: Sequence[Opponent], first: np.n
             if not state.is_terminal():
                 state.apply_action(action)
     results = [state.returns()[own] for state, own in zip(states, side, strict=True)]
-    return np.array([results, [state.move_number() for state in states]], float)
+    return Played(np.array(results), np.array([state.move_number() for state in states]), states)
 
 
-def losing_lines(game: Board, player: Player, first: bool) -> tuple[list[str], int]:
-    """Every game that some opponent could play against the player: the distinct lost end positions, and how many positions the player was asked for.
+def told(game: Board, player: Player, count: int, seed: int) -> Iterator[str]:
+    """Lines about `count` games against a random player, the player beginning every second one, and the last board."""
+    played = play(game, player, [Random(seed + index) for index in range(count)], np.arange(count) % 2 == 0)
+    assert played is not None
+    words = {1: "won", 0: "drawn", -1: "lost"}
+    for index, (result, length) in enumerate(zip(np.sign(played.result).tolist(), played.length.tolist(), strict=True)):
+        yield f"game {index + 1}, moving {'second' if index % 2 else 'first'}: {words[result]} in {length} moves"
+    yield str(played.final[-1]).rstrip()
+    shares = [f"{words[sign]} {int((np.sign(played.result) == sign).sum())}" for sign in (1, 0, -1)]
+    yield f"{', '.join(shares)} of {count} against a random player, by the network alone, without search"
 
-    An empty list proves that the player, as it is now, never loses from this side. For small games.
+
+def losing_lines(game: Board, player: Player, first: bool, replies: Callable[[State], Sequence[int]] | None = None) -> tuple[list[str], int]:
+    """Every game that an opponent could play against the player: the distinct lost end positions, and how many positions the player was asked for.
+
+    `replies` are the opponent's moves in a position: by default all legal ones; `Solver(0).best` those of perfect play. An empty list proves that the
+    player, as it is now, never loses to such an opponent from this side. For small games.
     """
     own = 0 if first else 1
+    replies = replies or (lambda state: state.legal_actions())
     lost: dict[str, None] = {}
     asked = 0
-    waiting = {str(state): state for state in _replies([game.start(0.0)], own, lost)}
+    waiting = _replied([game.start(0.0)], own, replies, lost)
     while waiting:
         asked += len(waiting)
         actions = player(list(waiting.values())).tolist()
-        after = [state.child(action) for state, action in zip(waiting.values(), actions, strict=True)]
-        waiting = {str(state): state for state in _replies(after, own, lost)}
+        waiting = _replied([state.child(action) for state, action in zip(waiting.values(), actions, strict=True)], own, replies, lost)
     return list(lost), asked
 
 
-def _replies(states: Sequence[State], own: int, lost: dict[str, None]) -> list[State]:
-    """The positions in which the player is to move, after every move of the other; ended games are looked at and dropped."""
-    result = []
+def _replied(states: Sequence[State], own: int, replies: Callable[[State], Sequence[int]], lost: dict[str, None]) -> dict[str, State]:
+    """The positions in which the player is to move, by name, after every reply of the other; ended games are looked at and dropped."""
+    result: dict[str, State] = {}
     for state in states:
         if state.is_terminal():
             if state.returns()[own] < 0:
                 lost[str(state)] = None
         elif state.current_player() == own:
-            result.append(state)
+            result[str(state)] = state
         else:
-            result += _replies([state.child(action) for action in state.legal_actions()], own, lost)
+            result |= _replied([state.child(action) for action in replies(state)], own, replies, lost)
     return result

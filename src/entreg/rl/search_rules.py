@@ -13,7 +13,10 @@ import numpy as np
 Kind = Literal["puct", "ments", "rents", "tents", "gumbel"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SOFT = ("ments", "rents", "tents")
-C_VISIT, C_SCALE = 50.0, 1.0  # Danihelka et al. 2022, for values in [0, 1]
+C_VISIT, C_SCALE = (
+    50.0,
+    0.1,
+)  # Danihelka et al. 2022 for values in [0, 1], whose scale is 1; with that, self-play from one opening lacks variety (docs/recipes/alphazero.md)
 _LEAST = 1e-300  # stands for probability 0 where a logarithm is taken
 
 
@@ -64,7 +67,8 @@ def start_values(kind: Kind, value: np.ndarray, prior: np.ndarray, tau: float) -
         above = tau * np.log(np.maximum(prior, _LEAST))
     if kind == "tents":
         above = 2 * tau * prior - tau * (1 + np.square(prior).sum(-1, keepdims=True))
-    return value[:, None] + above
+    result: np.ndarray = value[:, None] + above
+    return result
 
 
 def backed_up(kind: Kind, q: np.ndarray, visits: np.ndarray, prior: np.ndarray, legal: np.ndarray, first: np.ndarray, tau: float) -> np.ndarray:
