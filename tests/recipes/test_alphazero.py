@@ -41,15 +41,14 @@ def network(policy):
 
 
 @pytest.mark.slow
-def test_a_short_training_and_a_small_search_never_lose_tic_tac_toe(tmp_path):
-    config = alphazero.Config(steps=12_288, games=64, simulations=25, updates=16, hidden=(64, 64), eval_episodes=20)
-    summary = trained(tmp_path, config)
+def test_a_short_training_and_a_small_search_never_lose_to_any_perfect_play(tmp_path):
+    summary = trained(tmp_path, alphazero.Config(steps=8_192, simulations=25))
     last = [line for line in lines(summary) if "eval/return" in line][-1]
     assert last["eval/lost"] == 0 and last["eval/random"] > 0.7
-    game, options = games.make("tic_tac_toe"), Options(simulations=200)
-    player = evaluation.searching(game, network(load(summary.folder)), options, [0])
+    game, perfect = games.make("tic_tac_toe"), matches.Solver(0)
+    player = evaluation.searching(game, network(load(summary.folder)), Options(simulations=200), [0])
     for first in (True, False):
-        assert matches.losing_lines(game, player, first)[0] == []
+        assert matches.losing_lines(game, player, first, perfect.best)[0] == []
 
 
 @pytest.mark.parametrize("search", ["puct", "gumbel", "tents"])
@@ -116,8 +115,8 @@ def test_self_play_is_legal_and_its_games_are_what_open_spiel_says():
 
     game = games.make("tic_tac_toe")
     play = SelfPlay(game, 4, Options(simulations=4), lambda o: (np.zeros((len(o), 9)), np.zeros(len(o))), Streams([0, 1]), opening=None, scale=1.0)
-    finished = [one for _ in range(30) for one in play.move()]
-    assert len(finished) >= 8 * 3 and {one.total for one in finished} >= {1.0, 0.0}
+    finished = [one for _ in range(60) for one in play.move()]
+    assert len(finished) >= 8 * 6 and {one.total for one in finished} >= {1.0, -1.0}
     for one in finished:
         positions = one.positions
         assert len(positions.value) == one.length and 5 <= one.length <= 9
@@ -126,12 +125,12 @@ def test_self_play_is_legal_and_its_games_are_what_open_spiel_says():
 
 
 def test_a_member_is_the_run_it_would_have_been_alone(tmp_path):
-    config = replace(FAST, coef=("0.3", "TargetEntropy(fraction_of_max(0.5))"), family=("shannon", "tsallis(2)"), seeds=2)
+    config = replace(FAST, steps=128, coef=("0.3", "TargetEntropy(fraction_of_max(0.5))"), seeds=2)
     together = trained(tmp_path, config)
-    for member, (family, coef, seed) in enumerate([(f, c, s) for f in config.family for c in config.coef for s in (0, 1)]):
-        alone = trained(tmp_path, replace(config, coef=(coef,), family=(family,), seeds=1), seed=seed)
+    for member, (coef, seed) in enumerate([(coef, seed) for coef in config.coef for seed in (0, 1)]):
+        alone = trained(tmp_path, replace(config, coef=(coef,), seeds=1), seed=seed)
         ours, theirs = lines(together, member), lines(alone, 0)
-        assert len(ours) == len(theirs) > 5
+        assert len(ours) == len(theirs) > 3
         for a, b in zip(ours, theirs, strict=True):
             assert a.keys() == b.keys()
             for key in a.keys() - {"member", "time", "steps_per_second"}:

@@ -64,13 +64,13 @@ class Config:
     """Entropy family: shannon, renyi(order), tsallis(order) or min_entropy; several to compare."""
     seeds: int = 1
     """Members a setting, with seeds --seed, --seed + 1, ..."""
-    steps: int = 40_000
+    steps: int = 20_000
     """Moves of each member."""
-    games: int = 32
+    games: int = 64
     """Games of each member that are played at once."""
-    rollout: int = 4
+    rollout: int = 2
     """Moves in each of them between two updates."""
-    updates: int = 8
+    updates: int = 16
     """Gradient steps of an update."""
     batch_size: int = 128
     """Positions of a gradient step."""
