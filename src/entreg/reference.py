@@ -239,6 +239,63 @@ def squashed_gaussian_entropy(mean: ArrayLike, log_std: ArrayLike, family: str =
     return _transform(np.asarray(values).reshape(mean.shape).sum(-1), family, a)
 
 
+def _multiplier_policy(x: Array, family: str, a: float) -> Array:
+    """Maximiser of `<p, x> + entropy(p)`, its multiplier found by bisection: `p` falls as the multiplier rises."""
+    top, classes = x.max(-1, keepdims=True), x.shape[-1]
+    if family == "renyi":
+        low, high = top + a / (1 - a) / classes, top + a / (1 - a)
+    elif a > 1:
+        low, high = top - a / (a - 1), top
+    else:
+        low, high = top + a / (1 - a), top + a / (1 - a) * classes ** (1 - a)
+    for _ in range(200):
+        middle = (low + high) / 2
+        u = np.maximum(x - middle if a > 1 else middle - x, 0)
+        if family == "renyi":
+            p = u ** (-1 / (1 - a))
+            p /= p.sum(-1, keepdims=True)
+            above = _expect(p, u)[..., None] > a / (1 - a)
+        else:
+            p = (abs(a - 1) / a * u) ** (1 / (a - 1))
+            above = p.sum(-1, keepdims=True) < 1
+        low, high = np.where(above, low, middle), np.where(above, middle, high)
+    result: Array = p / p.sum(-1, keepdims=True)
+    return result
+
+
+def soft_policy(q: ArrayLike, temperature: ArrayLike, family: str = "shannon", order: float = 1.0, *, support: ArrayLike | None = None) -> Array:
+    """Policy that maximises `<p, q> + temperature entropy(p)` over distributions, `[*, V] -> [*, V]`.
+
+    Shannon `softmax(q / tau)`; others by their optimality conditions: Tsallis `q_i - tau a p_i^(a-1) / (a-1) = lambda` where `p_i > 0`, Rényi below 1
+    `q_i + tau a p_i^(a-1) / ((1-a) sum p^a) = lambda`. Rényi above 1 is not concave and order 0 has no maximiser: ValueError.
+
+    >>> soft_policy([1.0, 0.7, 0.2, -0.5], 0.6, "tsallis", 2).round(4).tolist()
+    [0.625, 0.375, 0.0, 0.0]
+
+    Source: Lee et al. 2018 (Tsallis-2); Blondel et al. 2020, section 4.
+    """
+    a = _order(family, order)
+    if a == 0 or (a > 1 and family != "tsallis"):
+        raise ValueError(f"order: got {a} for {family}, legal is an order > 0, and at most 1 for renyi")
+    q = np.asarray(q, np.float64)
+    x = np.where(True if support is None else support, q, -np.inf) / np.asarray(temperature, np.float64)[..., None]
+    return np.exp(log_softmax(x)) if a == 1 else _multiplier_policy(x, family, a)
+
+
+def soft_value(q: ArrayLike, temperature: ArrayLike, family: str = "shannon", order: float = 1.0, *, support: ArrayLike | None = None) -> Array:
+    """Largest `<p, q> + temperature entropy(p)` over distributions, `[*, V] -> [*]`, in the unit of q: `tau logsumexp(q / tau)` for Shannon.
+
+    >>> float(soft_value([1.0, 0.7, 0.2, -0.5], 0.6, "tsallis", 2).round(5))
+    1.16875
+
+    Source: as `soft_policy`.
+    """
+    p = soft_policy(q, temperature, family, order, support=support)
+    with np.errstate(divide="ignore"):
+        entropy = discrete_entropy(np.log(p), family, order)
+    return _expect(p, np.asarray(q, np.float64)) + np.asarray(temperature, np.float64) * entropy
+
+
 def entropy_regularised_loss(log_probs: ArrayLike, advantages: ArrayLike, entropy: ArrayLike, coef: float = 0.01) -> float:
     """Policy-gradient loss with an entropy bonus, to be minimised: `-mean(log_probs * advantages) - coef * mean(entropy)`, three times `[N] -> one float`.
 

@@ -17,6 +17,7 @@ from entreg.functional.losses import policy_gradient, ppo_clip
 from entreg.functional.marginal import Marginal, RunningMarginal, log_marginal, marginal_entropy, marginal_kl
 from entreg.functional.reduce import Tally, tally
 from entreg.functional.samples import knn_entropy, parzen, sampled, score_function_bonus
+from entreg.functional.soft import soft_backup, soft_policy, soft_value
 
 __all__ = [
     "SHANNON",
@@ -49,6 +50,9 @@ __all__ = [
     "renyi_divergence",
     "sampled",
     "score_function_bonus",
+    "soft_backup",
+    "soft_policy",
+    "soft_value",
     "tally",
     "tanh_gaussian_entropy",
     "tanh_log_det",

@@ -56,14 +56,14 @@ def _renyi(y: Tensor, w: Tensor, s: Tensor, log_s: Tensor, order: float) -> tupl
     return log_s + (log_s - _wide(t).log()) / e, p, (p - (v / t).to(p.dtype)) * (order / e)
 
 
-def _check(logits: Tensor, support: Tensor | None, renyi: Tensor) -> None:
+def _check(logits: Tensor, support: Tensor | None, renyi: Tensor, name: str = "logits") -> None:
     """ValueError where a row has no class left. One sum of B numbers on a CPU (2 microseconds); elsewhere the row is NaN and the device is not made to wait."""
     if type(renyi) is not Tensor or renyi.device.type != "cpu" or torch.compiler.is_compiling() or not math.isnan(renyi.sum().item()):
         return
     dead = logits == -math.inf if support is None else (logits == -math.inf) | ~support
     empty = dead.all(-1).nonzero()
     if len(empty):
-        name, row = "logits" if support is None else "support", tuple(empty[0].tolist())
+        name, row = name if support is None else "support", tuple(empty[0].tolist())
         raise ValueError(f"{name}: row {row} has no class left ({len(empty)} such rows), legal is at least one class a row")
 
 
