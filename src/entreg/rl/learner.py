@@ -1,31 +1,26 @@
-"""What every on-policy recipe shares: a population of policies that collects rollouts, takes gradient steps, records, saves and evaluates.
+"""What every on-policy recipe shares: a population of policies that collects rollouts and takes gradient steps on them.
 
 Shapes: M members, T steps, n environments of each, N = T n items of a member in time-major order, K policy outputs.
 A recipe is a loop over `learner.rollouts()` that turns each rollout into calls of `learner.gradient_step`.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from entreg import spelling, stacked
-from entreg.control import Plateau
-from entreg.rl import acting, advantages, environments, episodes, population
-from entreg.rl.acting import Policy
-from entreg.rl.books import Books
+from entreg import stacked
+from entreg.rl import advantages, population
 from entreg.rl.config import OnPolicyConfig, check
-from entreg.rl.heads import head_for
+from entreg.rl.heads import Head, head_for
 from entreg.rl.networks import ActorCritic, Architecture
-from entreg.rl.normalize import RewardScaler
+from entreg.rl.normalize import RewardScaler, RunningMoments
 from entreg.rl.rollout import Act, Collector, Experience, next_values
-from entreg.rl.schedule import Schedule
-from entreg.run import Run, Summary
-
-_LOG_LINES = 200  # training records a member and run, at most about twice as many
+from entreg.rl.study import LOG_LINES, Study
+from entreg.run import Run
 
 
 class Rollout(NamedTuple):
@@ -48,69 +43,42 @@ class Rollout(NamedTuple):
         return Rollout(*flat)  # type: ignore[arg-type]
 
 
-class Learner:
-    """The population, its experience and its books. A context: leaving it closes environments and files and restores signal handlers."""
+class Learner(Study):
+    """The population, its experience and its books."""
+
+    config: OnPolicyConfig
 
     def __init__(self, recipe: str, config: OnPolicyConfig, run: Run | None, *, schedules: Mapping[str, str] | None = None) -> None:
         check(config)
-        self.recipe, self.config = recipe, config
-        self.run = run if run is not None else Run()
-        settings = self.run.settings
-        torch.set_num_threads(settings.threads)
-        if settings.deterministic:
-            torch.use_deterministic_algorithms(True)
-        seeds = range(settings.seed, settings.seed + config.seeds)
-        settings_count = max(1, len(config.coef)) * len(config.family)
-        self.environments = environments.make(
-            config.env, seeds=[*seeds] * settings_count, per_member=config.environments, mode=config.vectorise, env_kwargs=config.env_kwargs
-        )
-        self.head = head_for(self.environments.action_spec, squash=config.squash)
-        coefs = config.coef or (("0.0",) if self.head.noise == "normal" else ("linear(0.01, 0.0)",))
-        self.updates = 2 if settings.dry_run else math.ceil(config.steps / (config.environments * config.rollout))
-        self.members = population.expand(coefs, config.family, seeds)
-        self.regularizers = population.regularizers(self.members, self.head, steps=self.updates, lr=config.coef_lr, init_coef=config.coef_init)
-        self.families = population.Families([member.family for member in self.members])
-        texts = {"learning_rate": config.learning_rate, **(schedules or {})}
-        self.schedules = {name: Schedule(name, text, self.updates) for name, text in texts.items()}
-        member_seeds = [member.seed for member in self.members]
-        self.streams = population.Streams(member_seeds)
+        run = run if run is not None else Run()
+        updates = 2 if run.settings.dry_run else math.ceil(config.steps / (config.environments * config.rollout))
+        super().__init__(recipe, config, run, head=lambda spec: head_for(spec, squash=config.squash), coef=_default_coef, updates=updates, schedules=schedules)
         scaler = RewardScaler(len(self.members), config.environments, config.gamma) if config.normalise_reward else None
         self.collector = Collector(self.environments, len(self.members), self.head, normalise_observation=config.normalise_observation, reward_scaler=scaler)
         shape, image = self.environments.observation_spec
         architecture = Architecture(shape, image, self.head.outputs, config.hidden, config.activation, self.head.log_std)
-        self.network = ActorCritic(architecture, population.weight_generators(member_seeds), log_std=config.log_std)
+        generators = population.weight_generators([member.seed for member in self.members])
+        self.network = ActorCritic(architecture, generators, log_std=config.log_std)
         self.optimizer = stacked.StackedAdam(self.network.parameters)
         self.act: Act = self._act
-        self.update = 0
-        self.stopped: str | None = None
-        self.complete = self.evaluation_due = False
-        self.books = Books(self.members, self.head, self.regularizers)
-
-    def __enter__(self) -> "Learner":
-        controllers = [spelling.spell(regularizer.controller) for regularizer in self.regularizers]
-        members = [{"member": i, **member._asdict(), "controller": text} for i, (member, text) in enumerate(zip(self.members, controllers, strict=True))]
-        self.run.start(self.recipe, self.config.env, self.config, members=members, total=self.updates * self.config.environments * self.config.rollout)
-        self.run.__enter__()
-        state = self.run.restore()
-        if state is not None:
-            self.load_state_dict(state)
-        else:
-            for note in self.environments.notes:
-                self.run.event(0, "note", note)
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.environments.close()
-        self.run.__exit__(*error)
 
     @property
     def step(self) -> int:
         """Environment steps that each member has taken."""
         return self.update * self.config.environments * self.config.rollout
 
+    @property
+    def steps(self) -> int:
+        """Environment steps that each member takes in the whole run."""
+        return self.updates * self.config.environments * self.config.rollout
+
+    @property
+    def moments(self) -> RunningMoments | None:
+        """What observations are normalised by."""
+        return self.collector.moments
+
     def rollouts(self) -> Iterator[Rollout]:
         """Rollouts until the run is complete or stopped; after each one controllers step, and records and checkpoints are written."""
-        every = self.run.settings.eval_every
         if self.evaluation_due:  # a signal cut it short
             self.evaluate()
         while self.update < self.updates and self.stopped is None:
@@ -119,27 +87,18 @@ class Learner:
             self._end_update(rollout)
             before = self.step
             self.update += 1
-            if self.update % max(1, self.updates // _LOG_LINES) == 0 or self.update == self.updates:
-                rate = {name: schedule.value for name, schedule in self.schedules.items()}
-                for index, row in enumerate(self.books.rows(rollout.outputs, rollout.mask, self.step)):
-                    self.run.log(self.step, member=index, **row, **rate)
+            if self.update % max(1, self.updates // LOG_LINES) == 0 or self.update == self.updates:
+                self.record(rollout.outputs, rollout.mask)
             for schedule in self.schedules.values():
                 schedule.step()
-            self.stopped = self.run.stopping() or self._reached()
-            self.evaluation_due = every is not None and self.step // every > before // every and self.update < self.updates
-            if self.evaluation_due and self.stopped is None:
-                self.evaluate()
-                self.stopped = self.run.stopping()
-            self.run.checkpoint(self.step, self.state_dict)
+            self.evaluate_and_save(before)
 
     @torch.no_grad()
     def _end_update(self, rollout: Rollout) -> None:
         """Measure how far the policies moved, and step every member's controller."""
         outputs = self.network.actor(rollout.observation)
         self.books.end(self.head.kl(rollout.outputs, outputs, rollout.mask).mean(1).numpy())
-        for regularizer, signals in zip(self.regularizers, self.books.signals((self.update + 1) / self.updates), strict=True):
-            if "reward" in signals or not isinstance(regularizer.controller, Plateau):  # a plateau begins with the first return
-                regularizer.step(**signals)
+        self.step_controllers()
 
     def gradient_step(self, outputs: Tensor, policy_loss: Tensor, value_loss: Tensor, entropy: Tensor, active: Tensor | None = None) -> None:
         """One Adam step on mean policy loss + value_coef x mean value loss + bonus, each member by itself.
@@ -167,84 +126,14 @@ class Learner:
             return rollout.advantage
         return (rollout.advantage - rollout.advantage.mean(1, keepdim=True)) / (rollout.advantage.std(1, keepdim=True) + 1e-8)
 
-    def evaluate(self, stop: Callable[[], object] | None = None) -> bool:
-        """Run each member's policy for `eval_episodes` episodes unless `stop()` (by default the run's) ends it; the best so far of each is kept."""
-        config, policy = self.config, self._policy()
-        every = episodes.evaluate_members(
-            config.env,
-            lambda observation, mask: policy.act_all(observation, mask, temperature=config.eval_temperature),
-            episodes=config.eval_episodes,
-            seeds=[member.seed + acting.EVALUATION_SEED for member in self.members],
-            mode=config.vectorise,
-            env_kwargs=config.env_kwargs,
-            stop=stop or self.run.stopping,
-        )
-        if not every[0]:
-            return False
-        self.evaluation_due = False
-        for index, played in enumerate(every):
-            returns = np.array([total for total, _ in played])
-            mean, length = float(returns.mean()), float(np.mean([length for _, length in played]))
-            values = {"eval/return": mean, "eval/return_std": float(returns.std()), "eval/length": length, "eval/episodes": len(played)}
-            self.run.log(self.step, member=index, **values)
-            self.books.evaluated[index] = mean
-            self.run.save_best(index, mean, policy.state(index), step=self.step)
-        return True
-
-    def finish(self) -> Summary:
-        """Evaluate and film what was trained unless the run was told to stop, save, and say how it ended."""
-        fresh = not self.complete and self.stopped in (None, "stop_at", "max_time") and self.evaluate(self._told)
-        if fresh:
-            self.complete = self.update == self.updates or self.stopped == "stop_at"
-        if self.stopped is not None:
-            self.run.stop(self.stopped)
-        self.run.checkpoint(self.step, self.state_dict, force=True)
-        if self.run.settings.dry_run:
-            self.load_state_dict(self.run.reload() or {})
-        if fresh and self.config.video:  # after the checkpoint: whatever a renderer does, the run is saved
-            self._film()
-        return self.run.finish(self.step, self.books.summary())
-
-    def _film(self) -> None:
-        best = int(np.nanargmax([*self.books.evaluated, -math.inf])) % len(self.members)
-        policy, file = acting.from_checkpoint(self.state_dict(), best), self.run.folder / "media" / "episode.gif"
-        seed = self.members[best].seed + acting.EVALUATION_SEED
-        acting.film(policy, self.config.env, self.config.env_kwargs, file, seed=seed, stop=self._told)
-
-    def _told(self) -> bool:
-        return self.run.stopping() in ("SIGINT", "SIGTERM")
-
-    def _policy(self) -> Policy:
-        return Policy(self.network, self.head, self.collector.moments, seeds=[member.seed + acting.EVALUATION_SEED for member in self.members])
-
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "update": self.update,
-            "complete": self.complete,
-            "evaluation_due": self.evaluation_due,
-            "network": self.network.parameters.data,
-            "optimizer": self.optimizer.state_dict(),
-            "schedules": {name: schedule.state_dict() for name, schedule in self.schedules.items()},
-            "regularizers": {str(index): regularizer.state_dict() for index, regularizer in enumerate(self.regularizers)},
-            "streams": self.streams.state_dict(),
-            "collector": self.collector.state_dict(),
-            "books": self.books.state_dict(),
-            "policy": acting.specification(self.network, self.head),
-        }
+        return {**super().state_dict(), "optimizer": self.optimizer.state_dict(), "collector": self.collector.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.update, self.complete, self.evaluation_due = state["update"], state["complete"], state["evaluation_due"]
-        with torch.no_grad():
-            self.network.parameters.data.copy_(state["network"])
+        super().load_state_dict(state)
         self.optimizer.load_state_dict(state["optimizer"])
-        for name, schedule in self.schedules.items():
-            schedule.load_state_dict(state["schedules"][name])
-        for index, regularizer in enumerate(self.regularizers):
-            regularizer.load_state_dict(state["regularizers"][str(index)])
-        self.streams.load_state_dict(state["streams"])
-        self.books.load_state_dict(state["books"], self.step)
         if not self.collector.load_state_dict(state["collector"]):
-            self.run.event(self.step, "episodes_restarted", "this environment's state cannot be restored: open episodes began again")
+            self.episodes_restarted()
 
     @torch.no_grad()
     def _collect(self) -> Rollout:
@@ -271,11 +160,6 @@ class Learner:
         self.check(logits=outputs)
         return self.head.sample(outputs, noise, mask)
 
-    def check(self, **values: Any) -> None:
-        """Stop on what is not finite, and leave a phase that a signal has waited for too long."""
-        self.run.hurry()
-        self.run.check_finite(self.step, **values)
-
     def _look(self, experience: Experience) -> tuple[Tensor, Sequence[np.ndarray], Tensor, Sequence[np.ndarray]]:
         """Outputs, values, log-probabilities and entropies of a rollout in one batch: of its items, the last states and the cut ones."""
         batch, mask, split = _batch(experience)
@@ -286,9 +170,9 @@ class Learner:
         entropy = split(self.families.entropy(self.head, outputs, mask)) if self.config.over == "trajectory" else ()
         return outputs[:, :items], split(value), log_prob, entropy
 
-    def _reached(self) -> str | None:
-        target = self.config.stop_at
-        return "stop_at" if target is not None and self.books.lowest_return() >= target else None
+
+def _default_coef(head: Head) -> tuple[str, ...]:
+    return ("0.0",) if head.noise == "normal" else ("linear(0.01, 0.0)",)
 
 
 def _batch(experience: Experience) -> tuple[Tensor, Tensor | None, Any]:
