@@ -1,21 +1,19 @@
 """`categorical_stats` forward and backward against `torch.distributions.Categorical(...).log_prob` + `.entropy()`: one thread, both sides interleaved.
 
-    python bench/categorical.py [--rounds 400] [--out bench/results/categorical.csv]
+    python -m bench.categorical [--rounds 400] [--out bench/results/categorical.csv]
 
 Every round times each side once; the ratio is that of the medians. The peer runs as people write it (arguments validated) and with `validate_args=False`;
 both of ours check that no row is without a class. A ratio above 1 says that ours is faster.
 """
 
 import argparse
-import csv
-import os
-import platform
 import statistics
 import sys
 import time
 from pathlib import Path
 
 import torch
+from bench.common import RESULTS, machine, write
 from torch import Tensor
 from torch.distributions import Categorical
 
@@ -61,11 +59,9 @@ def measure(shape: tuple[int, ...], rounds: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=400)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "categorical.csv")
+    parser.add_argument("--out", type=Path, default=RESULTS / "categorical.csv")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "system": platform.system(), **versions}
     rows = []
     for shape in SHAPES:
         medians = measure(shape, arguments.rounds)
@@ -75,13 +71,9 @@ def main() -> None:
             "ratio_renyi2": medians["torch_us"] / medians["ours_renyi2_us"],
         }
         name = "x".join(map(str, shape))
-        rows.append({"shape": name, **{key: round(value, 2) for key, value in (medians | ratios).items()}, **machine})
+        rows.append({"shape": name, **{key: round(value, 2) for key, value in (medians | ratios).items()}})
         print(f"{name:>10}  " + "  ".join(f"{key} {value:8.2f}" for key, value in (medians | ratios).items()), flush=True)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.out.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write(arguments.out, rows, machine("torch"))
     print(f"wrote {arguments.out}", file=sys.stderr)
 
 

@@ -1,6 +1,6 @@
 """The fused PPO update against the same update in eager torch (stacked networks, autograd, stacked Adam): one thread, both sides interleaved.
 
-    python bench/fused.py [--rounds 15] [--out bench/results/fused.csv]
+    python -m bench.fused [--rounds 15] [--out bench/results/fused.csv]
 
 Networks 4-64-64-2 and 4-64-64-1, tanh. Each round times each side once on whole updates, in processor time of the thread, which a busy machine disturbs
 less than wall time; the ratio is that of the medians. A second table gives what the compilation costs: the first call with an empty cache, with a full one.
@@ -9,9 +9,7 @@ less than wall time; the ratio is that of the medians. A second table gives what
 from __future__ import annotations
 
 import argparse
-import csv
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,9 +18,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numba
 import numpy as np
 import torch
+from bench.common import RESULTS, machine, write
 
 from entreg import functional, stacked
 from entreg.rl import fused
@@ -123,24 +121,18 @@ def first_calls() -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "fused.csv")
+    parser.add_argument("--out", type=Path, default=RESULTS / "fused.csv")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numba": numba.__version__}
-    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "system": platform.system(), **versions}
     cold, cached = first_calls()
     rows = []
     for name, case in CASES.items():
         row = {key: round(value, 3) for key, value in measure(case, arguments.rounds).items()}
         row["act_us"] = round(acting(case[0], 8 if case[1] == 256 else 4), 1)
-        rows.append({"case": name, **row, "compile_s": round(cold, 1), "cached_s": round(cached, 2), **machine})
+        rows.append({"case": name, **row, "compile_s": round(cold, 1), "cached_s": round(cached, 2)})
         print(f"{name:>20}  " + "  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     print(f"first update of a process: {cold:.1f} s compiling, {cached:.2f} s from the cache")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.out.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write(arguments.out, rows, machine("torch", "numba"))
     print(f"wrote {arguments.out}", file=sys.stderr)
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import stable_baselines3
 import torch
-from bench.studies import HERE, interval, write
+from bench.common import RESULTS, interval, machine, write
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -29,17 +28,17 @@ def evaluated(seed: int, side: str, steps: int = 100_000, episodes: int = 300) -
     model.learn(steps)
     returns, _ = evaluate_policy(model, make_vec_env("Pendulum-v1", n_envs=8, seed=seed + 1_000_003), episodes, return_episode_rewards=True)
     spread = {"eval_return": float(np.mean(returns)), "eval_std": float(np.std(returns)), "eval_episodes": len(returns)}
-    return {"side": side, "seed": seed, "steps": model.num_timesteps, **spread, "stable_baselines3": stable_baselines3.__version__}
+    return {"side": side, "seed": seed, "steps": model.num_timesteps, **spread}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "pendulum_sb3.csv")
+    parser.add_argument("--out", type=Path, default=RESULTS / "pendulum_sb3.csv")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = [evaluated(seed, side) for seed in range(arguments.seeds) for side in SIDES]
-    write(arguments.out, rows)
+    write(arguments.out, rows, machine("torch", "numpy", "gymnasium", "stable-baselines3"))
     for side in SIDES:
         print(side, interval(mean_interval([row["eval_return"] for row in rows if row["side"] == side])))
 

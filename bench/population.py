@@ -10,14 +10,14 @@ stable-baselines3 trains one member at the zoo's settings on one thread: what a 
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from bench.ppo_cartpole import machine, stable_baselines3
+from bench.common import RESULTS
+from bench.ppo_cartpole import stable_baselines3, write
 
 from entreg.recipes import ppo
 from entreg.record import read_records
@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a quarter of the steps, one repeat: whether it works, not how fast it is")
-    parser.add_argument("--out", type=Path, default=Path("bench/results/population.csv"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "population.csv")
     args = parser.parse_args()
     repeats, shorter = (1, 4) if args.quick else (args.repeats, 1)
     cases = [(name, update, threads) for name in SETTINGS for update, threads in (("eager", 1), ("fused", 1), ("fused", 2))]
@@ -59,16 +59,14 @@ def main() -> None:
         for name, update, threads in cases:
             speeds[name, update, threads].append(ours(name, update, threads, repeat, shorter))
     base = statistics.median(peer)
-    about = machine()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with args.out.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["settings", "side", "threads", "median_steps_per_second", "ratio_to_stable_baselines3", "lowest", "highest", "repeats", *about])
-        for (name, side, threads), values in {("zoo, 1 member", "stable-baselines3", 1): peer, **speeds}.items():
-            middle = statistics.median(values)
-            row = [name, side, threads, round(middle), round(middle / base, 1), round(min(values)), round(max(values)), len(values)]
-            writer.writerow([*row, *about.values()])
-            print(f"{name:14} {side:18} {threads} threads {middle:9.0f} steps/s {middle / base:6.1f} x   ({min(values):.0f} to {max(values):.0f})", flush=True)
+    rows = []
+    for (name, side, threads), values in {("zoo, 1 member", "stable-baselines3", 1): peer, **speeds}.items():
+        middle = statistics.median(values)
+        found = {"median_steps_per_second": round(middle), "ratio_to_stable_baselines3": round(middle / base, 1)}
+        spread = {"lowest": round(min(values)), "highest": round(max(values)), "repeats": len(values)}
+        rows.append({"settings": name, "side": side, "threads": threads, **found, **spread})
+        print(f"{name:14} {side:18} {threads} threads {middle:9.0f} steps/s {middle / base:6.1f} x   ({min(values):.0f} to {max(values):.0f})", flush=True)
+    write(args.out, rows)
 
 
 if __name__ == "__main__":

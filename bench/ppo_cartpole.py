@@ -9,11 +9,7 @@ the end are left out; our records and checkpoints are in. The sides take turns, 
 from __future__ import annotations
 
 import argparse
-import csv
-import importlib.metadata
 import importlib.util
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -22,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from bench import common
 
 from entreg.recipes import ppo
 from entreg.record import read_records
@@ -70,14 +67,9 @@ def sides() -> dict[str, Side]:
     return result
 
 
-def machine() -> dict[str, Any]:
-    """Where the numbers were taken."""
-    cpu = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.exists() else []
-    found = {"cores": os.cpu_count(), "cpu": names[0] if names else platform.processor(), "python": platform.python_version()}
-    for package in ("torch", "numpy", "gymnasium", "stable-baselines3", "numba"):
-        found[package] = importlib.metadata.version(package) if importlib.util.find_spec(package.replace("-", "_")) else "none"
-    return found
+def write(file: Path, rows: list[dict[str, Any]]) -> None:
+    """The speeds with the versions of both sides."""
+    common.write(file, rows, common.machine("torch", "numpy", "gymnasium", "stable-baselines3", "numba"))
 
 
 def measure(steps: int, repeats: int, coef: float) -> dict[str, list[float]]:
@@ -97,21 +89,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--coef", type=float, default=0.0, help="entropy coefficient of every side (RL-Zoo: 0)")
     parser.add_argument("--quick", action="store_true", help="2560 steps, 2 repeats: whether it works, not how fast it is")
-    parser.add_argument("--out", type=Path, default=Path("bench/results/ppo_cartpole.csv"))
+    parser.add_argument("--out", type=Path, default=common.RESULTS / "ppo_cartpole.csv")
     args = parser.parse_args()
     steps, repeats = (2_560, 2) if args.quick else (args.steps, args.repeats)
     torch.set_num_threads(1)
     speeds = measure(steps, repeats, args.coef)
     base = statistics.median(speeds["stable-baselines3"])
-    about = {"steps": steps, "coef": args.coef, "threads": torch.get_num_threads(), **machine()}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with args.out.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["side", "median_steps_per_second", "ratio_to_stable_baselines3", "lowest", "highest", "repeats", *about])
-        for name, values in speeds.items():
-            middle = statistics.median(values)
-            writer.writerow([name, round(middle), round(middle / base, 2), round(min(values)), round(max(values)), len(values), *about.values()])
-            print(f"{name:20} {middle:9.0f} steps/s   {middle / base:5.2f} x   ({min(values):.0f} to {max(values):.0f}, {len(values)} repeats)")
+    about = {"steps": steps, "coef": args.coef, "threads": torch.get_num_threads()}
+    rows = []
+    for name, values in speeds.items():
+        middle = statistics.median(values)
+        found = {"median_steps_per_second": round(middle), "ratio_to_stable_baselines3": round(middle / base, 2)}
+        rows.append({"side": name, **found, "lowest": round(min(values)), "highest": round(max(values)), "repeats": len(values), **about})
+        print(f"{name:20} {middle:9.0f} steps/s   {middle / base:5.2f} x   ({min(values):.0f} to {max(values):.0f}, {len(values)} repeats)")
+    write(args.out, rows)
 
 
 if __name__ == "__main__":

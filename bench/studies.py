@@ -1,6 +1,6 @@
 """What the on-policy recipes learn: published settings, several seeds, with an entropy bonus and without.
 
-    python -m bench.studies cartpole | acrobot | pendulum | minigrid | frozenlake | a2c | reinforce  [--quick | --table] [--out FOLDER]
+    python -m bench.studies cartpole | acrobot | pendulum | minigrid | mujoco | frozenlake | a2c | reinforce  [--quick | --table] [--out FOLDER]
 
 Every study trains one population an arm (all coefficients x seeds as one stacked network), writes `bench/results/<study>.csv` (one line a member)
 and prints a table: means over seeds with 95 % bootstrap intervals, and for every coefficient the paired difference to coefficient 0 of the same seeds.
@@ -9,27 +9,23 @@ reproducible for a seed on one machine; other processors and versions round diff
 """
 
 import argparse
-import csv
 import importlib
 import json
-import os
-import platform
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import gymnasium
 import numpy as np
-import torch
+from bench import common
+from bench.common import HERE, RESULTS, interval
 
 from entreg import flags
 from entreg.record import read_records
 from entreg.run import Run, RunSettings, exit_status
 from entreg.statistics import mean_interval, paired_difference
 
-HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples"
 
 
@@ -58,6 +54,10 @@ STUDIES: Mapping[str, Mapping[str, Arm]] = {
         "PPO, squashed": Arm("ppo-pendulum-squashed", 10, PAIR, 300),
     },
     "minigrid": {"PPO": Arm("ppo-minigrid-doorkey", 5, PAIR, 50, 0.9, ZOO + "0.964 at 100k steps")},
+    "mujoco": {
+        "Hopper-v4": Arm("ppo-hopper", 8, ("0", "0.01"), 20, None, "CleanRL: 2383 +- 272 at 1M steps"),
+        "HalfCheetah-v4": Arm("ppo-halfcheetah", 8, ("0", "0.01"), 20, None, "CleanRL: 1443 +- 46 at 1M steps"),
+    },
     "frozenlake": {"PPO": Arm("ppo-frozenlake", 32, ("0", "linear(1, 0)", "0.1"), 1, 0.9)},
     "a2c": {
         "CartPole": Arm("a2c-cartpole", 8, (*PAIR, "linear(0.1, 0)"), 30, 475.0, ZOO + "500 at 500k steps"),
@@ -132,7 +132,7 @@ def run(name: str, quick: bool) -> list[dict[str, Any]]:
 def table(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """The study as a markdown table."""
     head = ["", "coef", "seeds", "evaluation", "difference to coef 0", "last 100 episodes", "mean entropy", "first step there"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines = []
     for label, coef in dict.fromkeys((row["arm"], row["coef"]) for row in rows):
         mine, zero = _of(rows, label, coef), _of(rows, label, "0")
         cells = [
@@ -145,8 +145,8 @@ def table(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
             f"{np.mean(_column(mine, 'entropy_mean')):.3g}",
             _reached(mine, STUDIES[name][label].threshold),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *(f"{label}: published {arm.published}" for label, arm in STUDIES[name].items())])
+        lines.append(cells)
+    return "\n".join([common.table(head, lines), "", *(f"{label}: published {arm.published}" for label, arm in STUDIES[name].items())])
 
 
 def _reached(rows: Sequence[Mapping[str, Any]], threshold: float | None) -> str:
@@ -164,33 +164,9 @@ def _column(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
     return [row[name] for row in rows]
 
 
-def interval(found: Any) -> str:
-    """`value [low, high]` with four digits."""
-    return f"{float(found.value):.4g} [{float(found.low):.4g}, {float(found.high):.4g}]"
-
-
-def machine() -> dict[str, Any]:
-    """Where the figures were made."""
-    names = Path("/proc/cpuinfo")
-    model = next((line.split(":")[1].strip() for line in names.read_text().splitlines() if line.startswith("model name")), "") if names.exists() else ""
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__, "gymnasium": gymnasium.__version__}
-    return {"cores": os.cpu_count(), "processor": model or platform.processor(), "system": platform.system(), **versions}
-
-
-def write(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """One line a member, machine and versions beside it."""
-    where = machine()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, [*rows[0], *where])
-        writer.writeheader()
-        writer.writerows({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()} | where for row in rows)
-
-
 def read(file: Path) -> list[dict[str, Any]]:
-    """The rows that `write` wrote."""
-    with file.open(newline="", encoding="utf-8") as stream:
-        return [{key: _parsed(key, text) for key, text in row.items()} for row in csv.DictReader(stream)]
+    """The rows of a study that was written, figures as numbers."""
+    return [{key: _parsed(key, text) for key, text in row.items()} for row in common.read(file)]
 
 
 def _parsed(key: str, text: str) -> Any:
@@ -204,12 +180,12 @@ def main() -> None:
     parser.add_argument("study", choices=sorted(STUDIES))
     parser.add_argument("--quick", action="store_true", help="a twentieth of the steps, two seeds, nothing written")
     parser.add_argument("--table", action="store_true", help="train nothing: print the table of what was written")
-    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     file = arguments.out / f"{arguments.study}.csv"
     rows = read(file) if arguments.table else run(arguments.study, arguments.quick)
     if not (arguments.quick or arguments.table):
-        write(file, rows)
+        common.write(file, rows, common.machine("torch", "numpy", "gymnasium"))
     print(table(arguments.study, rows))
 
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from bench import studies
+from bench import common, studies
 
 ROOT = Path(__file__).parent.parent
 PAGES = "\n".join(path.read_text() for path in sorted((ROOT / "docs" / "recipes").glob("*.md")))
@@ -44,6 +44,27 @@ def test_first_step_and_what_is_written_is_read(tmp_path):
     assert studies.first_step([(10, 1.0), (20, 3.0), (30, 2.0)], 2.0) == 20
     assert studies.first_step([(10, 1.0)], 2.0) is None
     row = {"arm": "PPO", "coef": "0", "seed": 0, "eval_return": 1.5, "return": 2.5, "entropy_mean": 0.5, "reached": None}
-    studies.write(tmp_path / "x.csv", [row, row | {"reached": 20}])
+    common.write(tmp_path / "x.csv", [row, row | {"reached": 20}], common.machine("torch"))
     read = studies.read(tmp_path / "x.csv")
     assert [r["reached"] for r in read] == [None, 20] and read[0]["eval_return"] == 1.5 and int(read[0]["cores"]) >= 1
+
+
+def test_rows_are_added_under_the_same_columns_only(tmp_path):
+    file, where = tmp_path / "x.csv", {"cores": 2}
+    assert common.read(file) == []
+    common.append(file, [{"seed": 0, "value": 1.23456}], where)
+    common.append(file, [{"seed": 1, "value": 2.0}], where)
+    assert common.read(file) == [{"seed": "0", "value": "1.2346", "cores": "2"}, {"seed": "1", "value": "2.0", "cores": "2"}]
+    with pytest.raises(ValueError, match="has the columns seed, value, cores; these rows have seed, cores"):
+        common.append(file, [{"seed": 2}], where)
+    common.write(file, [{"seed": 2}], where)
+    assert common.read(file) == [{"seed": "2", "cores": "2"}]
+
+
+def test_a_table_goes_between_its_two_markers(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- x -->\nold\n<!-- x -->\nafter\n")
+    common.onto_page(page, "x", common.table(["a", "b"], [["1", "2"]]))
+    assert page.read_text() == "before\n<!-- x -->\n| a | b |\n|---|---|\n| 1 | 2 |\n<!-- x -->\nafter\n"
+    with pytest.raises(ValueError, match="must have <!-- y --> twice, has it 0 times"):
+        common.onto_page(page, "y", "")

@@ -15,7 +15,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from entreg.rl import episodes, population
-from entreg.rl.heads import Head, head_for
+from entreg.rl.heads import LOG_STD_MAX, LOG_STD_MIN, Head, TanhGaussian, head_for
 from entreg.rl.networks import ActorCritic, Architecture, from_weights, shapes
 from entreg.rl.normalize import RunningMoments
 from entreg.rl.spaces import ActionSpec, MaskReader, observation_codec
@@ -124,8 +124,8 @@ def taken(spec: ActionSpec, actions: Any, array: Callable[[Any], Any] = np.asarr
 
 def specification(network: ActorCritic, head: Head) -> dict[str, Any]:
     """What a policy is made of, as JSON values."""
-    squash = head.spec.kind == "continuous" and not head.log_std
-    return {"architecture": network.architecture._asdict(), "action": head.spec._asdict(), "squash": squash}
+    spec = {"architecture": network.architecture._asdict(), "action": head.spec._asdict(), "squash": isinstance(head, TanhGaussian)}
+    return {**spec, "limits": list(head.limits)} if isinstance(head, TanhGaussian) else spec
 
 
 def from_state(state: Mapping[str, Any]) -> Policy:
@@ -137,7 +137,9 @@ def from_state(state: Mapping[str, Any]) -> Policy:
     if state["normaliser"] is not None:
         moments = RunningMoments(1, architecture.observation)
         moments.load_state_dict(state["normaliser"])
-    return Policy(from_weights(architecture, state["weights"]), head_for(action, squash=spec["squash"]), moments)
+    limits = tuple(spec.get("limits", (LOG_STD_MIN, LOG_STD_MAX)))
+    head = TanhGaussian(action, limits) if spec["squash"] else head_for(action)
+    return Policy(from_weights(architecture, state["weights"]), head, moments)
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:

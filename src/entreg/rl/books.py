@@ -29,21 +29,25 @@ class Books:
         self.evaluated = [math.nan] * len(members)
         self._clock = time.perf_counter()
         self._steps = 0
-        self._forget()
+        self.forget()
 
-    def _forget(self) -> None:
-        """Before a rollout: nothing of the last one stays."""
+    def forget(self) -> None:
+        """Nothing of what was seen since the last record stays."""
         self.share: np.ndarray | None = None
         self.columns: dict[str, np.ndarray] = {}
         self._seen: list[Tensor] = []
 
     def begin(self, episodes: Sequence[tuple[int, float, int]], per_member: int, explained_variance: np.ndarray) -> None:
         """A rollout was collected, in which these episodes ended."""
-        self._forget()
-        for index, total, length in episodes:
-            self.recent[index // per_member].append((total, length))
+        self.forget()
+        self.ended(episodes, per_member)
         self.columns["coef"] = np.array([regularizer.coef for regularizer in self.regularizers])
         self.columns["explained_variance"] = explained_variance
+
+    def ended(self, episodes: Sequence[tuple[int, float, int]], per_member: int) -> None:
+        """These episodes ended: (environment, return, length), the environments of a member standing together."""
+        for index, total, length in episodes:
+            self.recent[index // per_member].append((total, length))
 
     def seen(self, means: Tensor) -> None:
         """One gradient step's mean policy losses, value losses and entropies, `[3, M]`."""
@@ -51,16 +55,30 @@ class Books:
 
     def end(self, kl: np.ndarray) -> None:
         """The update is over; `kl [M]` is the divergence of the acting policy from the new one."""
+        self.average(kl=kl)
+
+    def average(self, **columns: np.ndarray) -> None:
+        """The next record holds the means of what was seen since the last one, and these `columns [M]`."""
         policy, value, entropy = torch.stack(self._seen).mean(0).numpy()
-        self.columns |= {"loss/policy": policy, "loss/value": value, "entropy/family": entropy, "kl": kl}
+        self.columns |= {"loss/policy": policy, "loss/value": value, "entropy/family": entropy, **columns}
         if self.share is not None:
             self.columns["grad_share"] = self.share
+
+    def unread(self) -> Tensor | None:
+        """What was seen since the last record, `[steps, 3, M]`, for a checkpoint between two records."""
+        return torch.stack(self._seen) if self._seen else None
+
+    def read_again(self, seen: Tensor | None) -> None:
+        """Take back what `unread` gave."""
+        self._seen = [] if seen is None else list(seen)
 
     def signals(self, progress: float) -> list[dict[str, float]]:
         """What the controllers may read besides entropy, for every member; a signal without a value yet is left out."""
         result = []
         for index, recent in enumerate(self.recent):
-            signals = {"progress": progress, "kl": float(self.columns["kl"][index])}
+            signals = {"progress": progress}
+            if "kl" in self.columns:
+                signals["kl"] = float(self.columns["kl"][index])
             if recent:
                 signals["reward"] = _mean_return(recent)
             if self.share is not None:
@@ -69,14 +87,20 @@ class Books:
         return result
 
     @torch.no_grad()
+    def measure(self, outputs: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The mean Shannon entropies `(M,)` of `outputs (M, N, K)`, and the largest there could be, `(M,)` or one for all; None where there is none."""
+        largest = self.head.max_entropy(SHANNON, mask)
+        return self.head.entropy(outputs, SHANNON, mask).mean(1), largest if mask is None or largest is None else largest.mean(1)
+
     def rows(self, outputs: Tensor, mask: Tensor | None, steps: int) -> list[dict[str, float]]:
         """One training record a member: the books and the Shannon entropy of `outputs (M, N, K)`."""
-        shannon = self.head.entropy(outputs, SHANNON, mask).mean(1)
-        largest = self.head.max_entropy(SHANNON, mask)
+        return self.lines(*self.measure(outputs, mask), steps)
+
+    def lines(self, shannon: Tensor, largest: Tensor | None, steps: int) -> list[dict[str, float]]:
+        """One training record a member: the books and what `measure` gave."""
         columns = {"entropy": shannon, "entropy/perplexity": shannon.exp()}
         if largest is not None:
-            fraction = shannon / (largest if mask is None else largest.mean(1)).clamp_min(1e-12)
-            columns["entropy/max"] = fraction
+            columns["entropy/max"] = shannon / largest.clamp_min(1e-12)
         now = time.perf_counter()
         speed = (steps - self._steps) * len(self.members) / max(now - self._clock, 1e-9)
         self._clock, self._steps = now, steps

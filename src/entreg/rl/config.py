@@ -1,4 +1,4 @@
-"""Settings that every on-policy recipe has, and what is wrong with them."""
+"""Settings that recipes for populations of policies share, and what is wrong with them."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,27 +12,59 @@ from entreg.rl.networks import Activation
 
 
 @dataclass(frozen=True)
-class OnPolicyConfig:
+class StudyConfig:
     """One study: every coefficient x family x seed is a member of one population."""
 
     env: str = "CartPole-v1"
     """Gymnasium id, or module:Id for your own."""
     coef: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Entropy coefficient: a number or a controller; several to compare. Default: linear(0.01, 0), for continuous actions 0."""
+    """Entropy coefficient: a number or a controller; several to compare."""
     family: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ("shannon",)
     """Entropy family: shannon, renyi(order), tsallis(order) or min_entropy; several to compare."""
-    over: Literal["action", "trajectory"] = "action"
-    """action: the bonus stands in the loss. trajectory: entropy also enters the return (the full gradient of the sequence entropy)."""
     seeds: int = 1
     """Members a setting, with seeds --seed, --seed + 1, ..."""
     steps: int = 100_000
     """Environment steps of each member."""
+    environments: int = 1
+    """Environments of each member."""
+    gamma: float = 0.99
+    """Discount."""
+    learning_rate: str = "0.0003"
+    """A number or a schedule over the run."""
+    coef_lr: float = 0.0003
+    """Learning rate of a learned coefficient that names none."""
+    coef_init: float = 1.0
+    """Start of a learned coefficient that names none."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of the hidden layers."""
+    activation: Activation = "relu"
+    """Between the layers."""
+    vectorise: Literal["auto", "sync", "async"] = "auto"
+    """How environments run; auto takes a vector implementation where there is one."""
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the environment's constructor."""
+    eval_episodes: int = 10
+    """Episodes an evaluation; where the environment has no limit, each is cut after 27 000 steps."""
+    eval_temperature: float = 0.0
+    """0 takes the most probable action, 1 samples."""
+    stop_at: float | None = None
+    """Stop when the mean return of the last 100 episodes of every member reaches this."""
+    video: bool = True
+    """Film one evaluated episode for the report where the environment draws itself."""
+
+
+@dataclass(frozen=True)
+class OnPolicyConfig(StudyConfig):
+    """One study: every coefficient x family x seed is a member of one population."""
+
+    coef: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Entropy coefficient: a number or a controller; several to compare. Default: linear(0.01, 0), for continuous actions 0."""
+    over: Literal["action", "trajectory"] = "action"
+    """action: the bonus stands in the loss. trajectory: entropy also enters the return (the full gradient of the sequence entropy)."""
     environments: int = 8
     """Environments of each member."""
     rollout: int = 128
     """Steps of each environment in a rollout."""
-    gamma: float = 0.99
-    """Discount."""
     lam: float = 0.95
     """GAE's lambda; 1 is the return to go minus the value."""
     learning_rate: str = "linear(0.001, 0)"
@@ -59,37 +91,41 @@ class OnPolicyConfig:
     """Widths of the hidden layers of actor and critic."""
     activation: Activation = "tanh"
     """Between the layers."""
-    vectorise: Literal["auto", "sync", "async"] = "auto"
-    """How environments run; auto takes a vector implementation where there is one."""
-    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of the environment's constructor."""
-    eval_episodes: int = 10
-    """Episodes an evaluation; where the environment has no limit, each is cut after 27 000 steps."""
-    eval_temperature: float = 0.0
-    """0 takes the most probable action, 1 samples."""
-    stop_at: float | None = None
-    """Stop when the mean return of the last 100 episodes of every member reaches this."""
-    video: bool = True
-    """Film one evaluated episode for the report where the environment draws itself."""
+    intrinsic: Literal["none", "icm", "rnd", "count", "state_entropy"] = "none"
+    """A reward for what is new: error of a forward model, error at imitating a random network, visit counts, distance to other states."""
+    intrinsic_coef: str = "linear(1, 0)"
+    """Its weight, a number or a schedule over the run; it is scaled by the standard deviation of its own discounted sum before."""
+    intrinsic_order: float = 0.5
+    """Rényi order of state_entropy, in (0, 1]."""
+    intrinsic_k: int = 3
+    """Which nearest neighbour state_entropy measures the distance to."""
+    intrinsic_lr: float = 0.001
+    """Learning rate of the networks of icm and rnd."""
 
 
-_POSITIVE = ("seeds", "steps", "environments", "rollout", "max_grad_norm", "coef_lr", "coef_init", "eval_episodes")
-_UNIT = ("gamma", "lam")
-_NOT_NEGATIVE = ("value_coef", "eval_temperature")
+@dataclass(frozen=True)
+class OffPolicyConfig(StudyConfig):
+    """One study: every coefficient x family x seed is a member of one population that learns from a replay memory."""
+
+    learning_starts: int = 100
+    """Environment steps of each member with random actions before the first gradient step."""
+    updates_per_step: float = 1.0
+    """Gradient steps for each environment step of a member."""
+    batch_size: int = 256
+    """Transitions of a gradient step, drawn uniformly from the member's replay."""
+    buffer_size: int = 1_000_000
+    """Transitions that each member's replay holds at most."""
 
 
-def check(config: OnPolicyConfig) -> None:
-    """Raise `ValueError` for the first setting that cannot be meant, before anything is made."""
+def check_study(config: StudyConfig) -> None:
+    """Raise `ValueError` for the first shared setting that cannot be meant, before anything is made."""
     for name in ("coef", "family"):
         if isinstance(getattr(config, name), str):
             raise ValueError(f"{name} must be a tuple of texts, got the text {getattr(config, name)!r}; write ({getattr(config, name)!r},)")
-    for name in _POSITIVE:
+    for name in ("seeds", "steps", "environments", "coef_lr", "coef_init", "eval_episodes"):
         require(config, name, lambda value: value > 0, "positive and finite")
-    for name in _UNIT:
-        require(config, name, lambda value: 0 <= value <= 1, "between 0 and 1")
-    for name in _NOT_NEGATIVE:
-        require(config, name, lambda value: value >= 0, "finite and not negative")
-    require(config, "log_std", lambda _: True, "a finite number")
+    require(config, "gamma", lambda value: 0 <= value <= 1, "between 0 and 1")
+    require(config, "eval_temperature", lambda value: value >= 0, "finite and not negative")
     if config.stop_at is not None:
         require(config, "stop_at", lambda _: True, "a finite number or None")
     if not config.hidden or min(config.hidden) < 1:
@@ -102,7 +138,26 @@ def check(config: OnPolicyConfig) -> None:
         raise ValueError("family must name at least one family")
 
 
-def require(config: OnPolicyConfig, name: str, legal: Callable[[float], bool], words: str) -> None:
+def check(config: OnPolicyConfig) -> None:
+    """Raise `ValueError` for the first setting of an on-policy study that cannot be meant."""
+    check_study(config)
+    for name in ("rollout", "max_grad_norm"):
+        require(config, name, lambda value: value > 0, "positive and finite")
+    require(config, "lam", lambda value: 0 <= value <= 1, "between 0 and 1")
+    require(config, "value_coef", lambda value: value >= 0, "finite and not negative")
+    require(config, "log_std", lambda _: True, "a finite number")
+
+
+def check_off_policy(config: OffPolicyConfig) -> None:
+    """Raise `ValueError` for the first setting of an off-policy study that cannot be meant."""
+    check_study(config)
+    for name in ("batch_size", "buffer_size"):
+        require(config, name, lambda value: value >= 1, "at least 1")
+    require(config, "updates_per_step", lambda value: value > 0, "positive and finite")
+    require(config, "learning_starts", lambda value: 0 <= value < config.steps, f"from 0 to below steps = {config.steps}")
+
+
+def require(config: StudyConfig, name: str, legal: Callable[[float], bool], words: str) -> None:
     """Raise `ValueError` unless the setting `name` is finite and `legal`, which is what `words` say."""
     value = getattr(config, name)
     if not (math.isfinite(value) and legal(value)):

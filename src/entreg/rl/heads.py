@@ -155,19 +155,31 @@ class Gaussian:
 
 
 class TanhGaussian(Gaussian):
-    """Gaussian squashed by tanh into the environment's bounds, with the exact entropy of the squashed action (in [-1, 1] units)."""
+    """Gaussian squashed by tanh into the environment's bounds, with the exact entropy of the squashed action (in [-1, 1] units).
 
-    def __init__(self, spec: ActionSpec) -> None:
+    The logarithm of the standard deviation is clamped to `limits`; `remedy` is what to do about an environment without bounds.
+    """
+
+    def __init__(
+        self, spec: ActionSpec, limits: tuple[float, float] = (LOG_STD_MIN, LOG_STD_MAX), *, remedy: str = "use --no-squash for this environment"
+    ) -> None:
         low, high = _bounds(spec)
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
-            raise ValueError("a squashed policy needs finite action bounds; use --no-squash for this environment")
-        self.spec = spec
+            raise ValueError(f"a squashed policy needs finite action bounds; {remedy}")
+        self.spec, self.limits = spec, limits
         self.actions = spec.sizes[0]
         self.outputs = 2 * self.actions
         self.log_std = 0
 
     def sample(self, outputs: np.ndarray, noise: np.ndarray, mask: np.ndarray | None, temperature: float = 1.0) -> np.ndarray:
         return super().sample(self._clamped(torch.from_numpy(outputs)).numpy(), noise, mask, temperature)
+
+    def drawn(self, outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Squashed actions `(M, N, A)` in [-1, 1] that move with the outputs, and their log-probability `(M, N)`, from standard normal noise `(M, N, A)`."""
+        mean, log_std = self._clamped(outputs).chunk(2, dim=-1)
+        u = mean + log_std.exp() * noise
+        log_prob = (-0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi) - functional.tanh_log_det(u)).sum(-1)
+        return u.tanh(), log_prob
 
     def stats(self, outputs: Tensor, action: Tensor, family: Family, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         mean, log_std = self._clamped(outputs).chunk(2, dim=-1)
@@ -182,8 +194,12 @@ class TanhGaussian(Gaussian):
         return super().kl(self._clamped(old), self._clamped(new), mask)  # a bijection leaves the divergence as it is
 
     def to_environment(self, action: np.ndarray) -> np.ndarray:
+        return self.scale(np.tanh(action))
+
+    def scale(self, squashed: np.ndarray) -> np.ndarray:
+        """Squashed actions in [-1, 1] as the environment takes them."""
         low, high = _bounds(self.spec)
-        scaled: np.ndarray = low + (np.tanh(action) + 1) / 2 * (high - low)
+        scaled: np.ndarray = low + (squashed + 1) / 2 * (high - low)
         return scaled
 
     def mode(self, outputs: Tensor) -> Tensor:
@@ -192,7 +208,7 @@ class TanhGaussian(Gaussian):
 
     def _clamped(self, outputs: Tensor) -> Tensor:
         mean, log_std = outputs.chunk(2, dim=-1)
-        return torch.cat([mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)], dim=-1)
+        return torch.cat([mean, log_std.clamp(*self.limits)], dim=-1)
 
 
 def head_for(spec: ActionSpec, *, squash: bool = False) -> Head:

@@ -6,6 +6,7 @@ nothing, except the convolutions where observations are images (CHW, uint8, scal
 """
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
@@ -33,6 +34,7 @@ class Architecture(NamedTuple):
     hidden: tuple[int, ...] = (64, 64)
     activation: Activation = "tanh"
     log_std: int = 0  # size of a state-independent log standard deviation (diagonal Gaussian), 0 for none
+    critic: bool = True  # whether there is a tower of state values beside the policy's
 
 
 def convolutions(architecture: Architecture) -> Sequence[tuple[int, int, int]]:
@@ -59,7 +61,8 @@ def shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     if architecture.activation not in get_args(Activation):
         raise ValueError(f"activation must be one of {', '.join(get_args(Activation))}, got {architecture.activation!r}")
     result: dict[str, tuple[int, ...]] = {}
-    for tower, outputs in (("actor", architecture.outputs), ("critic", 1)):
+    towers = {"actor": architecture.outputs, "critic": 1} if architecture.critic else {"actor": architecture.outputs}
+    for tower, outputs in towers.items():
         sizes = (_flat_size(architecture), *architecture.hidden, outputs)
         for layer, (size_in, size_out) in enumerate(itertools.pairwise(sizes)):
             result[f"{tower}.{layer}.weight"] = (size_in, size_out)
@@ -75,9 +78,19 @@ def shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 class ActorCritic:
-    """The stacked actor and critic of M members; `generators` hold one source of initial weights each."""
+    """The stacked actor and critic of M members; `generators` hold one source of initial weights each.
 
-    def __init__(self, architecture: Architecture, generators: Sequence[torch.Generator], *, log_std: float = 0.0) -> None:
+    Weights begin orthogonal, or (`initial` "uniform") within 1 / sqrt(inputs) of 0 as torch's own layers do.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        generators: Sequence[torch.Generator],
+        *,
+        log_std: float = 0.0,
+        initial: Literal["orthogonal", "uniform"] = "orthogonal",
+    ) -> None:
         self.architecture = architecture
         self.parameters = stacked.FlatParameters(len(generators), shapes(architecture))
         self.shortcut: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
@@ -86,7 +99,10 @@ class ActorCritic:
         with torch.no_grad():
             for name in self.parameters.shapes:
                 for member, generator in enumerate(generators):
-                    _initialise(self.parameters.plain[name][member], name, architecture, generator, log_std)
+                    if initial == "uniform":
+                        uniform_(self.parameters.plain[name][member], self.parameters.shapes, name, generator)
+                    else:
+                        _initialise(self.parameters.plain[name][member], name, architecture, generator, log_std)
 
     def actor(self, observation: Tensor) -> Tensor:
         """Policy outputs (logits, or means and log standard deviations), `(M, N, *observation) -> (M, N, K)`."""
@@ -141,6 +157,13 @@ def _initialise(parameter: Tensor, name: str, architecture: Architecture, genera
         fresh = torch.empty(parameter.shape if name.startswith("image") else parameter.shape[::-1])  # orthogonal_ expects [out, in]
         torch.nn.init.orthogonal_(fresh, gain=gain, generator=generator)
         parameter.copy_(fresh if name.startswith("image") else fresh.T)
+
+
+def uniform_(parameter: Tensor, shapes: Mapping[str, tuple[int, ...]], name: str, generator: torch.Generator) -> None:
+    """Fill one weight or bias uniformly within 1 / sqrt(inputs of its layer) of 0: what `torch.nn.Linear` and `Conv2d` begin with."""
+    shape = shapes[f"{name.rpartition('.')[0]}.weight"]
+    inputs = shape[0] if len(shape) == 2 else math.prod(shape[1:])
+    parameter.uniform_(-(inputs**-0.5), inputs**-0.5, generator=generator)
 
 
 def from_weights(architecture: Architecture, weights: Mapping[str, Tensor]) -> ActorCritic:

@@ -1,0 +1,237 @@
+"""What every off-policy recipe shares: environments that fill a replay memory, and gradient steps on batches drawn from it.
+
+Shapes: M members, n environments of each, B transitions of a batch, A numbers of an action. A recipe is a loop over `learner.batches(act)` that
+turns each batch into one gradient step; it reads `learner.coefs()` and tells `learner.seen(...)` what it measured. Controllers step after every batch.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from entreg.control import GradientShare, Plateau
+from entreg.rl.config import OffPolicyConfig, check_off_policy
+from entreg.rl.environments import ActionSpec
+from entreg.rl.heads import Head, TanhGaussian
+from entreg.rl.ranks import alone
+from entreg.rl.replay import Batch, Replay
+from entreg.rl.study import LOG_LINES, Study
+from entreg.run import Run
+
+Act = Callable[[np.ndarray, np.ndarray | None], np.ndarray]  # observations [M, n, *shape], masks [M, n, K] -> actions [M, n, A] as the replay keeps them
+
+
+_OffPolicy = TypeVar("_OffPolicy", bound="OffPolicy")
+
+
+class Part(Protocol):
+    """What a recipe adds to a checkpoint: its critics, target networks and optimizers."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class OffPolicy(Study):
+    """The population, its environments and its replay. The recipe gives `network` and `agent` before it enters.
+
+    Actions are kept as networks read them: class indices, or squashed numbers in [-1, 1].
+    """
+
+    config: OffPolicyConfig
+    agent: Part
+
+    def __init__(
+        self,
+        recipe: str,
+        config: OffPolicyConfig,
+        run: Run | None,
+        *,
+        head: Callable[[ActionSpec], Head],
+        coef: Callable[[Head], Sequence[str]],
+        schedules: Mapping[str, str] | None = None,
+    ) -> None:
+        check_off_policy(config)
+        alone(recipe, "ranks are for ppo, a2c and reinforce")
+        run = run if run is not None else Run()
+        self.learning_starts, self.rounds = config.learning_starts, math.ceil(config.steps / config.environments)
+        if run.settings.dry_run:
+            self.learning_starts, self.rounds = 0, math.ceil(2 / (config.environments * config.updates_per_step))
+        self.round = self._recorded = 0
+        self._close_replay: Callable[[], None] = lambda: None
+        self._per_step, self._per_round = config.updates_per_step, config.environments
+        super().__init__(recipe, config, run, head=head, coef=coef, updates=max(1, self._due(self.rounds)), schedules=schedules)
+        self.observation, self.mask = self.environments.reset()
+        continuous = self.head.spec.kind == "continuous"
+        self._mask_size = None if self.mask is None else self.mask.shape[-1]
+        self._action = (self.head.actions,), np.dtype(np.float32 if continuous else np.int64)
+        self._reads_share = any(_innermost(regularizer.controller) is GradientShare for regularizer in self.regularizers)
+
+    @property
+    def step(self) -> int:
+        """Environment steps that each member has taken."""
+        return self.round * self.config.environments
+
+    @property
+    def steps(self) -> int:
+        """Environment steps that each member takes in the whole run."""
+        return self.rounds * self.config.environments
+
+    def _due(self, rounds: int) -> int:
+        """Gradient steps that should have been taken after so many steps of every environment."""
+        return math.floor(max(0, rounds * self._per_round - self.learning_starts) * self._per_step + 1e-9)
+
+    def __enter__(self: _OffPolicy) -> _OffPolicy:
+        Replay.check_room(*self._replay_shape(), folder=Path(self.run.settings.out))
+        return super().__enter__()
+
+    def _replay_shape(self) -> tuple[Any, ...]:
+        config = self.config
+        return len(self.members), config.environments, self._capacity, self.environments.observation_spec, *self._action, self._mask_size
+
+    @property
+    def _capacity(self) -> int:
+        """Transitions that a member's replay has to hold: never more than the run has steps."""
+        return min(self.config.buffer_size, self.steps)
+
+    def _begin(self) -> None:
+        members, per_member, capacity, observation, shape, dtype, mask_size = self._replay_shape()
+        self.replay = Replay(members, per_member, capacity, observation, (shape, dtype), folder=self.run.folder, mask_size=mask_size)
+        self._close_replay = self.replay.close
+        super()._begin()
+
+    def __exit__(self, *error: Any) -> None:
+        self._close_replay()
+        super().__exit__(*error)
+
+    def batches(self, act: Act) -> Iterator[Batch]:
+        """Batches until the run is complete or stopped. `act` gives the actions; they are random before `learning_starts`.
+
+        Controllers step after every batch; records, evaluations and checkpoints come after a step of all environments.
+        """
+        if self.evaluation_due:  # a signal cut it short
+            self.evaluate()
+        while self.round < self.rounds and self.stopped is None:
+            before = self.step
+            self._advance(self._random if before < self.learning_starts else act)
+            self.round += 1
+            batch: Batch | None = None
+            while self.update < self._due(self.round):
+                self.check()
+                batch = self.replay.sample(self.streams.generators, self.config.batch_size)
+                yield batch
+                self._end_update()
+            if batch is not None and self.recording:
+                self._record(batch)
+            self.evaluate_and_save(before)
+
+    @property
+    def recording(self) -> bool:
+        """Whether a training record is written after this step of the environments, if it brings a gradient step."""
+        every = max(1, self.rounds // LOG_LINES)
+        return self.round // every > self._recorded // every or self.round == self.rounds
+
+    @property
+    def record_next(self) -> bool:
+        """Whether this is the last batch before a training record: the one to measure on what is only written down."""
+        return self.recording and self.update + 1 == self._due(self.round)
+
+    @property
+    def share_due(self) -> bool:
+        """Whether a controller or the next record reads the bonus's share of the gradient of this batch."""
+        return self._reads_share or self.record_next
+
+    def coefs(self) -> Tensor:
+        """The coefficients by which entropy is maximised, `[M, 1]`."""
+        return torch.tensor([[regularizer.sense * regularizer.coef] for regularizer in self.regularizers])
+
+    def seen(self, policy_loss: Tensor, value_loss: Tensor, entropy: Tensor) -> None:
+        """The means of a gradient step, `[M]` each: the entropy is what the controllers see. Stops on what is not finite."""
+        means = torch.stack([policy_loss, value_loss, entropy])
+        self.check(loss=means)
+        for regularizer, mean in zip(self.regularizers, means[2].tolist(), strict=True):
+            regularizer.observe(mean, self.config.batch_size)
+        self.books.seen(means)
+
+    def _end_update(self) -> None:
+        self.step_controllers()
+        for schedule in self.schedules.values():
+            schedule.step()
+        self.update += 1
+
+    @torch.no_grad()
+    def _record(self, batch: Batch) -> None:
+        """A training record of every member, of the policy's outputs at the observations of its last batch."""
+        outputs = self.network.actor(batch.observation)
+        self.books.average(coef=np.array([regularizer.coef for regularizer in self.regularizers]))
+        self.record(self.books.rows(outputs, batch.mask, self.step))
+        self.books.forget()
+        self._recorded = self.round
+
+    def _random(self, observation: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+        """Actions uniform over the legal ones, `[M, n, A]`."""
+        shape = observation.shape[1], self.head.actions
+        uniform = self.streams.noise(shape, "uniform")
+        if self.head.spec.kind == "continuous":
+            return 2 * uniform - 1
+        return self.head.sample(np.zeros((*observation.shape[:2], self.head.outputs), np.float32), uniform, mask)
+
+    def _advance(self, act: Act) -> None:
+        """One step of all environments, into the replay."""
+        observation, mask = self._by_member(self.observation), None if self.mask is None else self._by_member(self.mask)
+        action = act(observation, mask)
+        flat = action.reshape(-1, action.shape[-1])
+        step = self.environments.step(self.head.scale(flat) if isinstance(self.head, TanhGaussian) else self.head.to_environment(flat))
+        self.check(observation=step.observation, reward=step.reward)
+        after, after_mask = step.reached, step.mask
+        ended = step.terminated | step.truncated
+        if step.final_observation is not None:
+            self.check(final_observation=step.final_observation[ended])
+            if after_mask is not None and step.final_mask is not None:
+                after_mask = np.where(ended[:, None], step.final_mask, after_mask)
+        self.replay.add(
+            observation,
+            action,
+            self._by_member(step.reward.astype(np.float32)),
+            self._by_member(step.terminated),
+            self._by_member(step.truncated & ~step.terminated),
+            self._by_member(after),
+            mask,
+            None if after_mask is None else self._by_member(after_mask),
+        )
+        self.books.ended(step.episodes, self.config.environments)
+        self.observation, self.mask = step.observation, step.mask
+
+    def _by_member(self, values: np.ndarray) -> np.ndarray:
+        return values.reshape(len(self.members), -1, *values.shape[1:])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **super().state_dict(),
+            "round": self.round,
+            "recorded": self._recorded,
+            "seen": self.books.unread(),
+            "agent": self.agent.state_dict(),
+            "replay": self.replay.state_dict(),
+            "collector": {"environments": self.environments.state_dict(), "moments": None},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.round, self._recorded = state["round"], state["recorded"]
+        super().load_state_dict(state)
+        self.books.read_again(state["seen"])
+        self.agent.load_state_dict(state["agent"])
+        self.replay.load_state_dict(state["replay"])
+        open_episodes = state["collector"]["environments"]
+        if open_episodes is None:
+            self.episodes_restarted()
+        else:
+            self.observation, self.mask = self.environments.load_state_dict(open_episodes)
+
+
+def _innermost(controller: Any) -> type:
+    return _innermost(controller.controller) if isinstance(controller, Plateau) else type(controller)

@@ -1,0 +1,245 @@
+"""What every recipe for populations of policies shares: its members, controllers, records, evaluations, checkpoints and its end.
+
+Shapes: M members, n environments of each, N items of a member. `learner.py` adds rollouts of the current policy, `off_policy.py` a replay memory.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from entreg import spelling
+from entreg.control import Plateau
+from entreg.rl import acting, environments, episodes, population, ranks
+from entreg.rl.acting import Policy
+from entreg.rl.books import Books
+from entreg.rl.config import StudyConfig
+from entreg.rl.environments import ActionSpec
+from entreg.rl.heads import Head
+from entreg.rl.networks import ActorCritic
+from entreg.rl.normalize import RunningMoments
+from entreg.rl.part import Part
+from entreg.rl.schedule import Schedule
+from entreg.run import Run, Summary
+
+_Study = TypeVar("_Study", bound="Study")
+LOG_LINES = 200  # training records a member and run, at most about twice as many
+
+
+class Study(ABC):
+    """The population and its books. A context: leaving it closes environments and files and restores signal handlers.
+
+    `head` and `coef` make the action distribution and the default coefficients; `updates` is how often the controllers step.
+    """
+
+    network: ActorCritic
+
+    def __init__(
+        self,
+        recipe: str,
+        config: StudyConfig,
+        run: Run,
+        *,
+        head: Callable[[ActionSpec], Head],
+        coef: Callable[[Head], Sequence[str]],
+        updates: int,
+        schedules: Mapping[str, str] | None = None,
+        part: Part | None = None,
+    ) -> None:
+        self.ranks = ranks.here() if part is None else ranks.Ranks()
+        self.part = self.ranks.part if part is None else part
+        self.recipe, self.config, self.run, self.updates = recipe, config, run, updates
+        settings = run.settings
+        torch.set_num_threads(settings.threads)
+        if settings.deterministic:
+            torch.use_deterministic_algorithms(True)
+        seeds = range(settings.seed, settings.seed + config.seeds)
+        settings_count = max(1, len(config.coef)) * len(config.family)
+        self.environments = environments.make(
+            config.env,
+            seeds=[*seeds] * settings_count,
+            per_member=config.environments,
+            first=self.part.rank * config.environments,
+            mode=config.vectorise,
+            env_kwargs=config.env_kwargs,
+        )
+        self.head = head(self.environments.action_spec)
+        self.members = population.expand(config.coef or coef(self.head), config.family, seeds)
+        self.regularizers = population.regularizers(self.members, self.head, steps=updates, lr=config.coef_lr, init_coef=config.coef_init)
+        self.families = population.Families([member.family for member in self.members])
+        texts = {"learning_rate": config.learning_rate, **(schedules or {})}
+        self.schedules = {name: Schedule(name, text, updates) for name, text in texts.items()}
+        self.streams = population.Streams([member.seed for member in self.members])
+        self.update = 0
+        self.stopped: str | None = None
+        self.complete = self.evaluation_due = False
+        self.books = Books(self.members, self.head, self.regularizers)
+
+    @property
+    @abstractmethod
+    def step(self) -> int:
+        """Environment steps that each member has taken."""
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """Environment steps that each member takes in the whole run."""
+
+    @property
+    def moments(self) -> RunningMoments | None:
+        """What observations are normalised by."""
+        return None
+
+    def __enter__(self: _Study) -> _Study:
+        controllers = [spelling.spell(regularizer.controller) for regularizer in self.regularizers]
+        members = [{"member": i, **member._asdict(), "controller": text} for i, (member, text) in enumerate(zip(self.members, controllers, strict=True))]
+        self.run.start(self.recipe, self.config.env, self.config, members=members, total=self.steps)
+        self.run.__enter__()
+        self.run.folder = self.ranks.first(self.run.folder)
+        try:
+            self._begin()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _begin(self) -> None:
+        state = self.ranks.first(self.run.restore())
+        if state is not None:
+            self.load_state_dict(self._own(state))
+        else:
+            for note in self.environments.notes:
+                self.run.event(0, "note", note)
+
+    def __exit__(self, *error: Any) -> None:
+        self.environments.close()
+        self.run.__exit__(*error)
+
+    def step_controllers(self) -> None:
+        """One step of every member's controller, with what it may read besides entropy."""
+        for regularizer, signals in zip(self.regularizers, self.books.signals((self.update + 1) / self.updates), strict=True):
+            if "reward" in signals or not isinstance(regularizer.controller, Plateau):  # a plateau begins with the first return
+                regularizer.step(**signals)
+
+    def record(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Write a training record of every member."""
+        rate = {name: schedule.value for name, schedule in self.schedules.items()}
+        for index, row in enumerate(rows):
+            self.run.log(self.step, member=index, **row, **rate)
+
+    def evaluate_and_save(self, before: int) -> None:
+        """Evaluate and write a checkpoint where they are due; `before` is the step at which this was called last."""
+        every = self.run.settings.eval_every
+        self.stopped, due = self.ranks.agree(self.run.stopping() or self._reached(), self.run.due())
+        self.evaluation_due = every is not None and self.step // every > before // every and self.step < self.steps
+        if self.evaluation_due and self.stopped is None:
+            self.evaluate()
+            self.stopped, due = self.ranks.agree(self.run.stopping(), self.run.due())
+        if due:
+            self.run.checkpoint(self.step, self._everyones, force=True)
+
+    def _everyones(self) -> dict[str, Any]:
+        """The state with that of all ranks' environments."""
+        state = self.state_dict()
+        every = self.ranks.gather(state["collector"])
+        return state if len(every) == 1 else {**state, "ranks": {str(rank): own for rank, own in enumerate(every)}}
+
+    def _own(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What this rank goes on from; `ValueError` where the state is of another number of ranks."""
+        count = len(state.get("ranks", "1"))
+        if count != self.ranks.part.of:
+            raise ValueError(f"resume: the run has {count} ranks, and {self.ranks.part.of} were started; legal is the same number")
+        return state if count == 1 else {**state, "collector": state["ranks"][str(self.ranks.part.rank)]}
+
+    def evaluate(self, stop: Callable[[], object] | None = None) -> bool:
+        """Run each member's policy for `eval_episodes` episodes unless `stop()` (by default the run's) ends it; the best so far of each is kept."""
+        config, policy = self.config, self._policy()
+        every = episodes.evaluate_members(
+            config.env,
+            lambda observation, mask: policy.act_all(observation, mask, temperature=config.eval_temperature),
+            episodes=config.eval_episodes,
+            seeds=[member.seed + acting.EVALUATION_SEED for member in self.members],
+            mode=config.vectorise,
+            env_kwargs=config.env_kwargs,
+            stop=stop or self.run.stopping,
+        )
+        if not every[0]:
+            return False
+        self.evaluation_due = False
+        for index, played in enumerate(every):
+            returns = np.array([total for total, _ in played])
+            mean, length = float(returns.mean()), float(np.mean([length for _, length in played]))
+            values = {"eval/return": mean, "eval/return_std": float(returns.std()), "eval/length": length, "eval/episodes": len(played)}
+            self.run.log(self.step, member=index, **values)
+            self.books.evaluated[index] = mean
+            self.run.save_best(index, mean, policy.state(index), step=self.step)
+        return True
+
+    def finish(self) -> Summary:
+        """Evaluate and film what was trained unless the run was told to stop, save, and say how it ended."""
+        fresh = not self.complete and self.stopped in (None, "stop_at", "max_time") and self.evaluate(self._told)
+        if fresh:
+            self.complete = self.step >= self.steps or self.stopped == "stop_at"
+        if self.stopped is not None:
+            self.run.stop(self.stopped)
+        self.run.checkpoint(self.step, self._everyones, force=True)
+        if self.run.settings.dry_run:
+            saved = self.ranks.first(self.run.reload())
+            assert saved is not None
+            self.load_state_dict(self._own(saved))
+        if fresh and self.config.video and self.ranks.part.rank == 0:  # after the checkpoint: whatever a renderer does, the run is saved
+            self._film()
+        return self.run.finish(self.step, self.books.summary())
+
+    def _film(self) -> None:
+        best = int(np.nanargmax([*self.books.evaluated, -math.inf])) % len(self.members)
+        policy, file = acting.from_checkpoint(self.state_dict(), best), self.run.folder / "media" / "episode.gif"
+        seed = self.members[best].seed + acting.EVALUATION_SEED
+        acting.film(policy, self.config.env, self.config.env_kwargs, file, seed=seed, stop=self._told)
+
+    def _told(self) -> bool:
+        return self.run.stopping() in ("SIGINT", "SIGTERM")
+
+    def _reached(self) -> str | None:
+        target = self.config.stop_at
+        return "stop_at" if target is not None and self.books.lowest_return() >= target else None
+
+    def _policy(self) -> Policy:
+        return Policy(self.network, self.head, self.moments, seeds=[member.seed + acting.EVALUATION_SEED for member in self.members])
+
+    def check(self, **values: Any) -> None:
+        """Stop on what is not finite, and leave a phase that a signal has waited for too long."""
+        self.run.hurry()
+        self.run.check_finite(self.step, **values)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run goes on from; subclasses add theirs, `collector` among it."""
+        return {
+            "update": self.update,
+            "complete": self.complete,
+            "evaluation_due": self.evaluation_due,
+            "network": self.network.parameters.data,
+            "schedules": {name: schedule.state_dict() for name, schedule in self.schedules.items()},
+            "regularizers": {str(index): regularizer.state_dict() for index, regularizer in enumerate(self.regularizers)},
+            "streams": self.streams.state_dict(),
+            "books": self.books.state_dict(),
+            "policy": acting.specification(self.network, self.head),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.update, self.complete, self.evaluation_due = state["update"], state["complete"], state["evaluation_due"]
+        with torch.no_grad():
+            self.network.parameters.data.copy_(state["network"])
+        for name, schedule in self.schedules.items():
+            schedule.load_state_dict(state["schedules"][name])
+        for index, regularizer in enumerate(self.regularizers):
+            regularizer.load_state_dict(state["regularizers"][str(index)])
+        self.streams.load_state_dict(state["streams"])
+        self.books.load_state_dict(state["books"], self.step)
+
+    def episodes_restarted(self) -> None:
+        """Say that open episodes were lost with the process."""
+        self.run.event(self.step, "episodes_restarted", "this environment's state cannot be restored: open episodes began again")
