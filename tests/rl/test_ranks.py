@@ -108,7 +108,7 @@ def test_one_reason_stops_all_and_one_clock_saves_all(meet):
 
 
 def test_episodes_come_in_the_order_in_which_one_process_sees_them(meet):
-    """Two members, two steps, two environments of each on a rank: all four of a member end in the second step, the last of the first member in the first too."""
+    """Two members, two steps, two environments of each on a rank: all four of a member end in the second step, the first member's last in the first too."""
     done = np.zeros((2, 2, 4), bool)
     done[:, 1], done[0, 0, 3] = True, True
     expected = [(member, float(10 * t + e)) for t, member, e in zip(*done.swapaxes(0, 1).nonzero(), strict=True)]

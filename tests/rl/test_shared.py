@@ -26,7 +26,7 @@ def steps(rule, shared, numbers):
 def work(job, line):
     """A step with the gradient of the number that is told."""
     rule, shared = job
-    line.rounds(lambda: None, lambda _, number: steps(rule, shared, [number]), lambda: shared.data.data_ptr())
+    line.rounds(lambda: None, lambda _, number: steps(rule, shared, [number]), shared.data.data_ptr)
 
 
 @pytest.mark.parametrize("rule", list(OPTIMIZERS))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from entreg import stacked
-from entreg.rl import advantages, population
+from entreg.rl import advantages, intrinsic, population
 from entreg.rl.config import OnPolicyConfig, check
 from entreg.rl.environments import ActionSpec
 from entreg.rl.heads import Head, head_for
@@ -64,18 +64,31 @@ class Learner(Study):
         check(config)
         run = run_for(run) if part is None else run if run is not None else Run()
         updates = 2 if run.settings.dry_run else math.ceil(config.steps / (config.environments * config.rollout * (part or here().part).of))
+        self.intrinsic: intrinsic.Intrinsic | None = None
+        novel = intrinsic.Settings(config.intrinsic, config.intrinsic_order, config.intrinsic_k, config.intrinsic_lr)
+        novel.check((part or here().part).of)
+        if novel.kind != "none":
+            schedules = {**(schedules or {}), "intrinsic_coef": config.intrinsic_coef}
 
         def head(spec: ActionSpec) -> Head:
             return head_for(spec, squash=config.squash)
 
         super().__init__(recipe, config, run, head=head, coef=_default_coef, updates=updates, schedules=schedules, part=part)
-        scaler = RewardScaler(len(self.members), config.environments, config.gamma, self.ranks) if config.normalise_reward else None
+        seeds = [member.seed for member in self.members]
         self.collector = Collector(
-            self.environments, len(self.members), self.head, normalise_observation=config.normalise_observation, reward_scaler=scaler, ranks=self.ranks
+            self.environments,
+            len(seeds),
+            self.head,
+            normalise_observation=config.normalise_observation,
+            reward_scaler=RewardScaler(len(seeds), config.environments, config.gamma, self.ranks) if config.normalise_reward else None,
+            ranks=self.ranks,
+            keep=novel.kind != "none",
         )
+        if novel.kind != "none":
+            self.intrinsic = intrinsic.Intrinsic(novel, seeds, config.environments, self.environments.observation_spec, self.head, config.gamma)
         shape, image = self.environments.observation_spec
         architecture = Architecture(shape, image, self.head.outputs, config.hidden, config.activation, self.head.log_std)
-        generators = population.weight_generators([member.seed for member in self.members])
+        generators = population.weight_generators(seeds)
         self.network = ActorCritic(architecture, generators, log_std=config.log_std)
         self.optimizer: Optimizer = stacked.StackedAdam(self.network.parameters)
         self.act: Act = self._act
@@ -164,11 +177,14 @@ class Learner(Study):
         return self.ranks.standardised(rollout.advantage, rollout.weight)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "optimizer": self.optimizer.state_dict(), "collector": self.collector.state_dict()}
+        state = {**super().state_dict(), "optimizer": self.optimizer.state_dict(), "collector": self.collector.state_dict()}
+        return state if self.intrinsic is None else {**state, "intrinsic": self.intrinsic.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.intrinsic is not None:
+            self.intrinsic.load_state_dict(state["intrinsic"])
         if not self.collector.load_state_dict(state["collector"]):
             self.episodes_restarted()
 
@@ -178,7 +194,7 @@ class Learner(Study):
         noise = self.part.cut(self.streams.noise((config.rollout, config.environments * self.part.of, self.head.actions), self.head.noise), axis=2)
         experience = self.collector.collect(self.act, noise, self.check)
         outputs, value, log_prob, entropy = self._look(experience)
-        reward = experience.reward
+        reward, novelty = self._rewarded(experience)
         following = next_values(experience, *value)
         if config.over == "trajectory":
             coef = np.array([regularizer.coef for regularizer in self.regularizers], dtype=np.float32)
@@ -187,9 +203,19 @@ class Learner(Study):
         advantage = advantages.gae(reward, value[0], following, done, config.gamma, config.lam)
         returns = advantage + value[0]
         self.books.begin(self._episodes(experience), config.environments, self._explained(value[0], returns))
+        self.books.columns |= novelty
         flat = [torch.from_numpy(part).flatten(1, 2) for part in (experience.observation, experience.action, value[0], advantage, returns)]
         mask = None if experience.mask is None else torch.from_numpy(experience.mask).flatten(1, 2)
         return Rollout(flat[0], flat[1], mask, outputs, log_prob, flat[2], flat[3], flat[4])
+
+    def _rewarded(self, experience: Experience) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Rewards `[M, T, n]` with the intrinsic ones added, and what the books say of those."""
+        if self.intrinsic is None:
+            return experience.reward, {}
+        scaled, raw = self.intrinsic.reward(experience)
+        self.check(intrinsic_reward=scaled)
+        bonus = np.float32(self.schedules["intrinsic_coef"].value) * scaled
+        return experience.reward + bonus, {"intrinsic/reward": raw, "intrinsic/share": intrinsic.share(experience.reward, bonus)}
 
     def _episodes(self, experience: Experience) -> Sequence[tuple[int, float, int]]:
         """The episodes that ended on any rank, in the order in which one process would have seen them."""

@@ -55,10 +55,10 @@ def regularizers(members: Sequence[Member], head: Head, *, steps: int, lr: float
 
 
 class Streams:
-    """Each member's stream of action noise and minibatch orders."""
+    """Each member's stream of action noise and minibatch orders; streams of different `purpose` are independent."""
 
-    def __init__(self, seeds: Sequence[int]) -> None:
-        self.generators = [np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 0xE27]))) for seed in seeds]
+    def __init__(self, seeds: Sequence[int], purpose: int = 0xE27) -> None:
+        self.generators = [np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, purpose]))) for seed in seeds]
 
     def noise(self, shape: tuple[int, ...], kind: str) -> np.ndarray:
         """Float32 noise `[M, *shape]`: `uniform` in [0, 1) or `normal`."""
