@@ -16,7 +16,7 @@ from gymnasium import spaces
 COST, TREASURE = 0.01, 1.0  # of N steps to the right together; at the last one
 
 
-class DeepSea(gymnasium.Env[np.ndarray, int]):
+class DeepSea(gymnasium.Env[np.ndarray, Any]):
     """One row down a step, N steps an episode; the state is a one-hot cell `(N N,)`. The best return is .99, going left always 0.
 
     >>> env = DeepSea(size=4)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from entreg import spelling, targets
+from entreg.control import Plateau
 from entreg.functional import Family
 from entreg.regularizer import EntropyRegularizer
 from entreg.rl.heads import Head
@@ -70,6 +71,10 @@ class Streams:
         """A permutation of the items for every member and epoch, `[M, epochs, items]`."""
         return np.stack([np.stack([generator.permutation(items) for _ in range(epochs)]) for generator in self.generators])
 
+    def keys(self, count: int) -> np.ndarray:
+        """64-bit numbers for counter-based randomness, `[M count]` member-major."""
+        return np.concatenate([generator.integers(0, 2**64, count, dtype=np.uint64) for generator in self.generators])
+
     def state_dict(self) -> dict[str, Any]:
         return {str(index): generator.bit_generator.state for index, generator in enumerate(self.generators)}
 
@@ -110,6 +115,11 @@ def observe(each: Sequence[EntropyRegularizer], means: Tensor, items: int) -> Te
     for regularizer, mean in zip(each, means.tolist(), strict=True):
         regularizer.observe(mean, items)
     return torch.tensor([[-regularizer.sense * regularizer.coef] for regularizer in each], dtype=means.dtype)
+
+
+def needs_reward(regularizer: EntropyRegularizer) -> bool:
+    """Whether its controller cannot step before the first return is known."""
+    return isinstance(regularizer.controller, Plateau)
 
 
 def gradient_shares(
