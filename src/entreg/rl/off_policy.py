@@ -60,9 +60,9 @@ class OffPolicy(Study):
         if run.settings.dry_run:
             self.learning_starts, self.rounds = 0, math.ceil(2 / (config.environments * config.updates_per_step))
         self.round = self._recorded = 0
+        self._close_replay: Callable[[], None] = lambda: None
         self._per_step, self._per_round = config.updates_per_step, config.environments
         super().__init__(recipe, config, run, head=head, coef=coef, updates=max(1, self._due(self.rounds)), schedules=schedules)
-        self.replay: Replay | None = None  # once the run has a folder
         self.observation, self.mask = self.environments.reset()
         continuous = self.head.spec.kind == "continuous"
         self._mask_size = None if self.mask is None else self.mask.shape[-1]
@@ -99,11 +99,11 @@ class OffPolicy(Study):
     def _begin(self) -> None:
         members, per_member, capacity, observation, shape, dtype, mask_size = self._replay_shape()
         self.replay = Replay(members, per_member, capacity, observation, (shape, dtype), folder=self.run.folder, mask_size=mask_size)
+        self._close_replay = self.replay.close
         super()._begin()
 
     def __exit__(self, *error: Any) -> None:
-        if self.replay is not None:
-            self.replay.close()
+        self._close_replay()
         super().__exit__(*error)
 
     def batches(self, act: Act) -> Iterator[Batch]:
