@@ -40,11 +40,13 @@ class Arm(NamedTuple):
 
 TASKS = {"acrobot": Task("Acrobot-v1", 50_000, 50, -100.0), "lunarlander": Task("LunarLander-v3", 100_000, 20, 200.0)}
 REPLAY = {"environments": 4}
-ARMS = {
+MAIN = {
     "sac_discrete": Arm("sac_discrete", REPLAY),
     "soft_q": Arm("soft_q", REPLAY),
     "dqn": Arm("dqn", REPLAY),
     "a2c": Arm("a2c"),
+}
+OPTIONS = {
     "soft_q, Munchausen": Arm("soft_q", {**REPLAY, "munchausen": True}),
     "dqn, Boltzmann": Arm("dqn", {**REPLAY, "exploration": "boltzmann"}),
     "dqn, NoisyNet": Arm("dqn", {**REPLAY, "exploration": "noisy_net"}),
@@ -104,13 +106,12 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="train nothing: print the table of what was written")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "off_policy.csv")
     arguments = parser.parse_args()
-    for name, task in TASKS.items():
-        for label, arm in ARMS.items():
-            done = {(row["task"], row["arm"]) for row in read(arguments.out)}
-            if arguments.table or (name, label) in done or (arguments.only and [name, label] != arguments.only):
-                continue
-            append(arguments.out, rows_of(name, task, label, arm, arguments.seeds))
-            print(f"{name}: {label} done", flush=True)
+    for name, label, arm in ((name, label, arm) for arms in (MAIN, OPTIONS) for name in TASKS for label, arm in arms.items()):
+        done = {(row["task"], row["arm"]) for row in read(arguments.out)}
+        if arguments.table or (name, label) in done or (arguments.only and [name, label] != arguments.only):
+            continue
+        append(arguments.out, rows_of(name, TASKS[name], label, arm, arguments.seeds))
+        print(f"{name}: {label} done", flush=True)
     print(table(read(arguments.out)))
 
 
