@@ -19,6 +19,7 @@ def file(tmp_path, monkeypatch):
 def test_what_is_there_is_not_trained_again(file):
     assert sac_returns.missing("Pendulum-v1", sac_returns.PEER) == [0, 2, 4]
     assert sac_returns.missing("Pendulum-v1", "exact") == [0, 1, 2, 4]
+    assert sac_returns.missing("Pendulum-v1", "exact", 2) == [0, 1]
     assert sac_returns.missing("HalfCheetah-v4", sac_returns.PEER) == [0, 1]
 
 
