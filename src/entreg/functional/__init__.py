@@ -18,6 +18,7 @@ from entreg.functional.marginal import Marginal, RunningMarginal, log_marginal, 
 from entreg.functional.reduce import Tally, tally
 from entreg.functional.samples import knn_entropy, parzen, sampled, score_function_bonus
 from entreg.functional.soft import soft_backup, soft_policy, soft_value
+from entreg.functional.values import double_value, greedy_value, huber, munchausen_bonus, policy_value
 
 __all__ = [
     "SHANNON",
@@ -32,8 +33,11 @@ __all__ = [
     "categorical_stats",
     "clamped_entropy",
     "curvature",
+    "double_value",
     "gaussian_entropy",
     "gaussian_kl",
+    "greedy_value",
+    "huber",
     "k1",
     "k2",
     "k3",
@@ -43,8 +47,10 @@ __all__ = [
     "marginal_kl",
     "min_entropy",
     "multivariate_gaussian_entropy",
+    "munchausen_bonus",
     "parzen",
     "policy_gradient",
+    "policy_value",
     "ppo_clip",
     "renyi",
     "renyi_divergence",

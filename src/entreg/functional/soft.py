@@ -16,7 +16,8 @@ from entreg.functional.categorical import _prepared
 from entreg.functional.families import SHANNON, Family
 
 
-def _solved(q: Tensor, temperature: float | Tensor, family: Family, support: Tensor | None) -> tuple[Tensor, Tensor]:
+def value_and_policy(q: Tensor, temperature: float | Tensor, family: Family = SHANNON, support: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """`soft_value` and `soft_policy` of one solution."""
     name, order = kind_of(family)
     q, support = _prepared(q, support, "q")
     if not isinstance(temperature, Tensor):
@@ -54,7 +55,7 @@ def soft_value(
     Source: Ziebart 2010, eq. 9.1 (Shannon); Martins and Astudillo 2016 and Lee et al. 2018 (Tsallis-2, there with 1/2 (1 - sum p^2): their temperature is twice
     ours); Blondel et al. 2020, sections 3 and 4 (Tsallis and Rényi).
     """
-    return _solved(q, temperature, family, support)[0]
+    return value_and_policy(q, temperature, family, support)[0]
 
 
 def soft_policy(
@@ -72,7 +73,7 @@ def soft_policy(
 
     Source: as `soft_value`; entmax: Peters et al. 2019, whose alpha is our order.
     """
-    return _solved(q, temperature, family, support)[1]
+    return value_and_policy(q, temperature, family, support)[1]
 
 
 def soft_backup(

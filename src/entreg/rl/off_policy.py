@@ -17,6 +17,7 @@ from entreg.control import GradientShare, Plateau
 from entreg.rl.config import OffPolicyConfig, check_off_policy
 from entreg.rl.environments import ActionSpec
 from entreg.rl.heads import Head, TanhGaussian
+from entreg.rl.ranks import alone
 from entreg.rl.replay import Batch, Replay
 from entreg.rl.study import LOG_LINES, Study
 from entreg.run import Run
@@ -55,11 +56,13 @@ class OffPolicy(Study):
         schedules: Mapping[str, str] | None = None,
     ) -> None:
         check_off_policy(config)
+        alone(recipe, "ranks are for ppo, a2c and reinforce")
         run = run if run is not None else Run()
         self.learning_starts, self.rounds = config.learning_starts, math.ceil(config.steps / config.environments)
         if run.settings.dry_run:
             self.learning_starts, self.rounds = 0, math.ceil(2 / (config.environments * config.updates_per_step))
         self.round = self._recorded = 0
+        self._close_replay: Callable[[], None] = lambda: None
         self._per_step, self._per_round = config.updates_per_step, config.environments
         super().__init__(recipe, config, run, head=head, coef=coef, updates=max(1, self._due(self.rounds)), schedules=schedules)
         self.observation, self.mask = self.environments.reset()
@@ -98,7 +101,12 @@ class OffPolicy(Study):
     def _begin(self) -> None:
         members, per_member, capacity, observation, shape, dtype, mask_size = self._replay_shape()
         self.replay = Replay(members, per_member, capacity, observation, (shape, dtype), folder=self.run.folder, mask_size=mask_size)
+        self._close_replay = self.replay.close
         super()._begin()
+
+    def __exit__(self, *error: Any) -> None:
+        self._close_replay()
+        super().__exit__(*error)
 
     def batches(self, act: Act) -> Iterator[Batch]:
         """Batches until the run is complete or stopped. `act` gives the actions; they are random before `learning_starts`.
@@ -160,7 +168,7 @@ class OffPolicy(Study):
         """A training record of every member, of the policy's outputs at the observations of its last batch."""
         outputs = self.network.actor(batch.observation)
         self.books.average(coef=np.array([regularizer.coef for regularizer in self.regularizers]))
-        self.record(outputs, batch.mask)
+        self.record(self.books.rows(outputs, batch.mask, self.step))
         self.books.forget()
         self._recorded = self.round
 
@@ -179,12 +187,10 @@ class OffPolicy(Study):
         flat = action.reshape(-1, action.shape[-1])
         step = self.environments.step(self.head.scale(flat) if isinstance(self.head, TanhGaussian) else self.head.to_environment(flat))
         self.check(observation=step.observation, reward=step.reward)
-        after, after_mask = step.observation, step.mask
+        after, after_mask = step.reached, step.mask
         ended = step.terminated | step.truncated
         if step.final_observation is not None:
             self.check(final_observation=step.final_observation[ended])
-            rows = ended.reshape(-1, *[1] * (after.ndim - 1))
-            after = np.where(rows, step.final_observation, after)
             if after_mask is not None and step.final_mask is not None:
                 after_mask = np.where(ended[:, None], step.final_mask, after_mask)
         self.replay.add(

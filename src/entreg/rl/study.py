@@ -10,11 +10,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from entreg import spelling
 from entreg.control import Plateau
-from entreg.rl import acting, environments, episodes, population
+from entreg.rl import acting, environments, episodes, population, ranks
 from entreg.rl.acting import Policy
 from entreg.rl.books import Books
 from entreg.rl.config import StudyConfig
@@ -22,6 +21,7 @@ from entreg.rl.environments import ActionSpec
 from entreg.rl.heads import Head
 from entreg.rl.networks import ActorCritic
 from entreg.rl.normalize import RunningMoments
+from entreg.rl.part import Part
 from entreg.rl.schedule import Schedule
 from entreg.run import Run, Summary
 
@@ -47,7 +47,10 @@ class Study(ABC):
         coef: Callable[[Head], Sequence[str]],
         updates: int,
         schedules: Mapping[str, str] | None = None,
+        part: Part | None = None,
     ) -> None:
+        self.ranks = ranks.here() if part is None else ranks.Ranks()
+        self.part = self.ranks.part if part is None else part
         self.recipe, self.config, self.run, self.updates = recipe, config, run, updates
         settings = run.settings
         torch.set_num_threads(settings.threads)
@@ -56,7 +59,12 @@ class Study(ABC):
         seeds = range(settings.seed, settings.seed + config.seeds)
         settings_count = max(1, len(config.coef)) * len(config.family)
         self.environments = environments.make(
-            config.env, seeds=[*seeds] * settings_count, per_member=config.environments, mode=config.vectorise, env_kwargs=config.env_kwargs
+            config.env,
+            seeds=[*seeds] * settings_count,
+            per_member=config.environments,
+            first=self.part.rank * config.environments,
+            mode=config.vectorise,
+            env_kwargs=config.env_kwargs,
         )
         self.head = head(self.environments.action_spec)
         self.members = population.expand(config.coef or coef(self.head), config.family, seeds)
@@ -90,6 +98,7 @@ class Study(ABC):
         members = [{"member": i, **member._asdict(), "controller": text} for i, (member, text) in enumerate(zip(self.members, controllers, strict=True))]
         self.run.start(self.recipe, self.config.env, self.config, members=members, total=self.steps)
         self.run.__enter__()
+        self.run.folder = self.ranks.first(self.run.folder)
         try:
             self._begin()
         except BaseException:
@@ -98,9 +107,9 @@ class Study(ABC):
         return self
 
     def _begin(self) -> None:
-        state = self.run.restore()
+        state = self.ranks.first(self.run.restore())
         if state is not None:
-            self.load_state_dict(state)
+            self.load_state_dict(self._own(state))
         else:
             for note in self.environments.notes:
                 self.run.event(0, "note", note)
@@ -115,21 +124,35 @@ class Study(ABC):
             if "reward" in signals or not isinstance(regularizer.controller, Plateau):  # a plateau begins with the first return
                 regularizer.step(**signals)
 
-    def record(self, outputs: Tensor, mask: Tensor | None) -> None:
-        """Write a training record of every member; `outputs (M, N, K)` are those of its policy."""
+    def record(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Write a training record of every member."""
         rate = {name: schedule.value for name, schedule in self.schedules.items()}
-        for index, row in enumerate(self.books.rows(outputs, mask, self.step)):
+        for index, row in enumerate(rows):
             self.run.log(self.step, member=index, **row, **rate)
 
     def evaluate_and_save(self, before: int) -> None:
         """Evaluate and write a checkpoint where they are due; `before` is the step at which this was called last."""
         every = self.run.settings.eval_every
-        self.stopped = self.run.stopping() or self._reached()
+        self.stopped, due = self.ranks.agree(self.run.stopping() or self._reached(), self.run.due())
         self.evaluation_due = every is not None and self.step // every > before // every and self.step < self.steps
         if self.evaluation_due and self.stopped is None:
             self.evaluate()
-            self.stopped = self.run.stopping()
-        self.run.checkpoint(self.step, self.state_dict)
+            self.stopped, due = self.ranks.agree(self.run.stopping(), self.run.due())
+        if due:
+            self.run.checkpoint(self.step, self._everyones, force=True)
+
+    def _everyones(self) -> dict[str, Any]:
+        """The state with that of all ranks' environments."""
+        state = self.state_dict()
+        every = self.ranks.gather(state["collector"])
+        return state if len(every) == 1 else {**state, "ranks": {str(rank): own for rank, own in enumerate(every)}}
+
+    def _own(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What this rank goes on from; `ValueError` where the state is of another number of ranks."""
+        count = len(state.get("ranks", "1"))
+        if count != self.ranks.part.of:
+            raise ValueError(f"resume: the run has {count} ranks, and {self.ranks.part.of} were started; legal is the same number")
+        return state if count == 1 else {**state, "collector": state["ranks"][str(self.ranks.part.rank)]}
 
     def evaluate(self, stop: Callable[[], object] | None = None) -> bool:
         """Run each member's policy for `eval_episodes` episodes unless `stop()` (by default the run's) ends it; the best so far of each is kept."""
@@ -162,10 +185,12 @@ class Study(ABC):
             self.complete = self.step >= self.steps or self.stopped == "stop_at"
         if self.stopped is not None:
             self.run.stop(self.stopped)
-        self.run.checkpoint(self.step, self.state_dict, force=True)
+        self.run.checkpoint(self.step, self._everyones, force=True)
         if self.run.settings.dry_run:
-            self.load_state_dict(self.run.reload() or {})
-        if fresh and self.config.video:  # after the checkpoint: whatever a renderer does, the run is saved
+            saved = self.ranks.first(self.run.reload())
+            assert saved is not None
+            self.load_state_dict(self._own(saved))
+        if fresh and self.config.video and self.ranks.part.rank == 0:  # after the checkpoint: whatever a renderer does, the run is saved
             self._film()
         return self.run.finish(self.step, self.books.summary())
 

@@ -1,0 +1,68 @@
+"""Soft value iteration on 100,000 sparse states: a 316 x 316 gridworld with slip, random rewards, one thread; seconds, and backups until the error is below 1e-10.
+
+    python bench/planning.py [--size 316] [--repeats 3] [--out bench/results/planning.csv]
+
+The peer is the same backup without sweeps between two of them (plain value iteration), stopped at the same error.
+"""
+
+import argparse
+import csv
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import scipy
+import torch
+
+from entreg import planning
+from entreg.functional import SHANNON, renyi, tsallis
+from entreg.planning import soft
+
+FAMILIES = {"shannon": SHANNON, "tsallis(2)": tsallis(2), "tsallis(1.5)": tsallis(1.5), "renyi(0.5)": renyi(0.5)}
+CASES = [("hard", 0.0, 0.99), *((name, 0.5, 0.99) for name in FAMILIES), ("shannon", 0.5, 0.9), ("shannon", 0.5, 0.999)]
+
+
+def timed(mdp: planning.MDP, family: str, temperature: float, gamma: float) -> tuple[float, planning.Solution]:
+    start = time.perf_counter()
+    solution = planning.soft_value_iteration(mdp, gamma=gamma, temperature=temperature, family=FAMILIES.get(family, SHANNON))
+    return time.perf_counter() - start, solution
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=316)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "planning.csv")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    mdp = planning.gridworld(arguments.size)
+    mdp = mdp.with_reward(torch.from_numpy(np.random.default_rng(0).normal(size=(mdp.states, mdp.actions))))
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__, "scipy": scipy.__version__}
+    rows = []
+    for family, temperature, gamma in CASES:
+        runs = [timed(mdp, family, temperature, gamma) for _ in range(arguments.repeats)]
+        seconds, solution = statistics.median(run[0] for run in runs), runs[0][1]
+        facts = {"states": mdp.states, "entries": mdp.transitions.nnz, "family": family, "temperature": temperature, "gamma": gamma}
+        rows.append({**facts, "seconds": round(seconds, 2), "backups": solution.rounds, "error": f"{solution.error:.1e}", "sweeps": soft.SWEEPS})
+        if (family, gamma) == ("shannon", 0.99):
+            kept, soft.SWEEPS = soft.SWEEPS, 0
+            seconds, plain = timed(mdp, family, temperature, gamma)
+            assert float((plain.value - solution.value).abs().max()) < 1e-9
+            soft.SWEEPS = kept
+            rows.append({**facts, "seconds": round(seconds, 2), "backups": plain.rounds, "error": f"{plain.error:.1e}", "sweeps": 0})
+        print(rows[-1], flush=True)
+    machine = {"repeats": arguments.repeats, "cores": os.cpu_count(), "system": platform.system(), **versions}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    with arguments.out.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*rows[0], *machine])
+        writer.writeheader()
+        writer.writerows({**row, **machine} for row in rows)
+    print(f"wrote {arguments.out}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
