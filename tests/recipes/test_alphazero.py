@@ -132,7 +132,7 @@ def test_self_play_is_legal_and_its_games_are_what_open_spiel_says():
 
 
 def test_a_member_is_the_run_it_would_have_been_alone(tmp_path):
-    config = replace(FAST, steps=128, coef=("0.3", "TargetEntropy(fraction_of_max(0.5))"), seeds=2)
+    config = replace(FAST, steps=128, rollout=1, batch_size=20, coef=("0.3", "TargetEntropy(fraction_of_max(0.5))"), seeds=2)
     together = trained(tmp_path, config)
     for member, (coef, seed) in enumerate([(coef, seed) for coef in config.coef for seed in (0, 1)]):
         alone = trained(tmp_path, replace(config, coef=(coef,), seeds=1), seed=seed)

@@ -46,7 +46,7 @@ class Config(StudyConfig):
     epsilon: float = 0.1
     """Exploration of the soft searches inside the tree."""
     c_puct: float = 1.25
-    """Exploration of puct, for values in [-1, 1]."""
+    """Exploration of puct, for values in [-1, 1] on boards and in [0, 1] elsewhere."""
     dirichlet_alpha: float = 1.0
     """Concentration of puct's noise at the root."""
     dirichlet_fraction: float = 0.25
