@@ -32,8 +32,11 @@ from entreg.statistics import mean_interval
 SEEDS = 5
 STUDIES: Mapping[str, tuple[Mapping[str, Any], Sequence[str]]] = {  # settings, and the columns of the table
     "tic_tac_toe": ({"steps": 8_192, "simulations": 25}, ("eval_return", "random", "lost_network", "lost_search")),
-    "connect_four": ({"env": "connect_four", "steps": 24_576, "eval_episodes": 40}, ("eval_return", "won", "random")),
-    "frozen_lake": ({"env": "FrozenLake-v1", "steps": 16_384, "eval_episodes": 100, "search_temperature": 0.02}, ("eval_return", "training")),
+    "connect_four": ({"env": "connect_four", "steps": 12_288, "eval_episodes": 40}, ("eval_return", "won", "random")),
+    "frozen_lake": (
+        {"env": "FrozenLake-v1", "steps": 16_384, "gamma": 0.99, "eval_episodes": 100, "search_temperature": 0.02, "video": False},
+        ("eval_return", "training"),
+    ),
 }
 WORDS = {
     "eval_return": "evaluation",
