@@ -224,11 +224,11 @@ def test_a_policy_of_sac_is_loaded_and_exported_with_its_bounds(tmp_path):
     assert "checked with onnxruntime" in export(summary.folder)
 
 
-BASE = ("--env", "Pendulum-v1", "--hidden", "16", "--steps", "1200", "--batch-size", "32", "--no-video", "--eval-episodes", "2", "--eval-every", "250")
+BASE = ("--env", "Pendulum-v1", "--hidden", "16", "--steps", "360", "--batch-size", "32", "--no-video", "--eval-episodes", "2", "--eval-every", "150")
 
 
 def command(out):
-    words = ("--environments", "2", "--seeds", "2", "--coef", "TargetEntropy(action_dim())", "--coef", "GradientShare(0.2)", "--buffer-size", "500")
+    words = ("--environments", "2", "--seeds", "2", "--coef", "TargetEntropy(action_dim())", "--coef", "GradientShare(0.2)", "--buffer-size", "200")
     return ["train", "sac", *BASE, *words, "--out", str(out), "--quiet", "--checkpoint-every", "0"]
 
 
@@ -297,7 +297,10 @@ def test_other_families_have_their_own_reach_and_far_means_none():
     for family in (functional.renyi(2), functional.tsallis(2), functional.min_entropy):
         scales = torch.linspace(-6, 2, 4001)[:, None]
         best = float(functional.tanh_gaussian_entropy(torch.full_like(scales, 1.3), scales, family).max())
-        assert infeasible(torch.tensor([[1.3]]), best - 5e-3, family, sac.LOG_STD) == 0 and infeasible(torch.tensor([[1.3]]), best + 5e-3, family, sac.LOG_STD) == 1
+        assert (
+            infeasible(torch.tensor([[1.3]]), best - 5e-3, family, sac.LOG_STD) == 0
+            and infeasible(torch.tensor([[1.3]]), best + 5e-3, family, sac.LOG_STD) == 1
+        )
     assert infeasible(torch.tensor([[30.0], [20.0]]), -50.0, SHANNON, sac.LOG_STD) == 0.5
 
 
