@@ -37,6 +37,8 @@ class Study(ABC):
     """
 
     network: ActorCritic
+    OWN: tuple[str, ...] = ("collector",)  # of the state, what differs between ranks
+    weight: Tensor | None = None  # [M, B], 1 for items of the last batch that count; None: all do
 
     def __init__(
         self,
@@ -134,8 +136,7 @@ class Study(ABC):
 
     def record(self, outputs: Tensor, mask: Tensor | None) -> None:
         """Write a training record of every member; `outputs (M, N, K)` are those of its policy, over ranks those of all."""
-        shannon, largest = self.books.measure(outputs, mask)
-        self.write(self.books.lines(self.ranks.average(shannon), None if largest is None else self.ranks.average(largest), self.step))
+        self.write(self.books.lines(*self.books.measure(outputs, mask, lambda each: self.ranks.mean(each, self.weight)), self.step))
 
     def write(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Write these rows, one a member, with the rates of the schedules."""
@@ -157,7 +158,7 @@ class Study(ABC):
     def _everyones(self) -> dict[str, Any]:
         """The state with that of all ranks' environments."""
         state = self.state_dict()
-        every = self.ranks.gather(state["collector"])
+        every = self.ranks.gather({name: state[name] for name in self.OWN})
         return state if len(every) == 1 else {**state, "ranks": {str(rank): own for rank, own in enumerate(every)}}
 
     def _own(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -165,7 +166,7 @@ class Study(ABC):
         count = len(state.get("ranks", "1"))
         if count != self.ranks.part.of:
             raise ValueError(f"resume: the run has {count} ranks, and {self.ranks.part.of} were started; legal is the same number")
-        return state if count == 1 else {**state, "collector": state["ranks"][str(self.ranks.part.rank)]}
+        return state if count == 1 else {**state, **state["ranks"][str(self.ranks.part.rank)]}
 
     def evaluate(self, stop: Callable[[], object] | None = None) -> bool:
         """Run each member's policy for `eval_episodes` episodes unless `stop()` (by default the run's) ends it; the best so far of each is kept."""
