@@ -17,7 +17,7 @@ from entreg.control import GradientShare, Plateau
 from entreg.rl.config import OffPolicyConfig, check_off_policy
 from entreg.rl.environments import ActionSpec
 from entreg.rl.heads import Head, TanhGaussian
-from entreg.rl.ranks import alone, here, run_for
+from entreg.rl.ranks import here, run_for
 from entreg.rl.replay import Batch, Replay
 from entreg.rl.study import LOG_LINES, Study
 from entreg.run import Run
@@ -58,8 +58,6 @@ class OffPolicy(Study):
         over_ranks: bool = False,
     ) -> None:
         check_off_policy(config)
-        if not over_ranks:
-            alone(recipe, "ranks are for ppo, a2c, reinforce and sac")
         run = run_for(run)
         self.per_round = config.environments * here().part.of
         self.learning_starts, self.rounds = config.learning_starts, math.ceil(config.steps / self.per_round)
@@ -69,7 +67,7 @@ class OffPolicy(Study):
         self._close_replay: Callable[[], None] = lambda: None
         self._places: Tensor | None = None
         self._per_step = config.updates_per_step
-        super().__init__(recipe, config, run, head=head, coef=coef, updates=max(1, self._due(self.rounds)), schedules=schedules)
+        super().__init__(recipe, config, run, head=head, coef=coef, updates=max(1, self._due(self.rounds)), schedules=schedules, over_ranks=over_ranks)
         self.observation, self.mask = self.environments.reset()
         continuous = self.head.spec.kind == "continuous"
         self._mask_size = None if self.mask is None else self.mask.shape[-1]

@@ -33,6 +33,7 @@ LOG_LINES = 200  # training records a member and run, at most about twice as man
 class Study(ABC):
     """The population and its books. A context: leaving it closes environments and files and restores signal handlers.
 
+    `part` is what this process has of the environments, where the recipe starts processes itself; `over_ranks` says that it can run under torchrun.
     `head` and `coef` make the action distribution and the default coefficients; `updates` is how often the controllers step.
     """
 
@@ -51,7 +52,10 @@ class Study(ABC):
         updates: int,
         schedules: Mapping[str, str] | None = None,
         part: Part | None = None,
+        over_ranks: bool = False,
     ) -> None:
+        if part is None and not over_ranks:
+            ranks.alone(recipe, "ranks are for ppo, a2c, reinforce and sac")
         self.ranks = ranks.here() if part is None else ranks.Ranks()
         self.part = self.ranks.part if part is None else part
         self.recipe, self.config, self.run, self.updates = recipe, config, run, updates
