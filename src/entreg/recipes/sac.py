@@ -55,7 +55,7 @@ class Config(OffPolicyConfig):
 def train(config: Config, run: Run | None = None) -> Summary:
     """Train the population that `config` describes; records, checkpoints and policies go to the run's folder."""
     check(config)
-    learner = OffPolicy("sac", config, run, head=_head, coef=lambda _: ("TargetEntropy(action_dim())",), over_ranks=True)
+    learner = OffPolicy("sac", config, run, head=head_for, coef=default_coef, over_ranks=True)
     agent = learner.agent = Agent(learner, config)
     with learner:
         for batch in learner.batches(agent.act):
@@ -191,7 +191,12 @@ class Agent:
         self.warned = list(state["warned"])
 
 
-def _head(spec: ActionSpec) -> Head:
+def default_coef(_: Head) -> tuple[str, ...]:
+    """The coefficient where none is named."""
+    return ("TargetEntropy(action_dim())",)
+
+
+def head_for(spec: ActionSpec) -> Head:
     if spec.kind != "continuous":
         raise ValueError(f"sac is for continuous actions, and this environment's are {spec.kind}; sac_discrete and dqn are for those")
     return TanhGaussian(spec, LOG_STD, remedy="sac has no other kind: bound the environment's actions")
