@@ -17,6 +17,7 @@ from entreg.control import GradientShare, Plateau
 from entreg.rl.config import OffPolicyConfig, check_off_policy
 from entreg.rl.environments import ActionSpec
 from entreg.rl.heads import Head, TanhGaussian
+from entreg.rl.ranks import alone
 from entreg.rl.replay import Batch, Replay
 from entreg.rl.study import LOG_LINES, Study
 from entreg.run import Run
@@ -55,6 +56,7 @@ class OffPolicy(Study):
         schedules: Mapping[str, str] | None = None,
     ) -> None:
         check_off_policy(config)
+        alone(recipe, "ranks are for ppo, a2c and reinforce")
         run = run if run is not None else Run()
         self.learning_starts, self.rounds = config.learning_starts, math.ceil(config.steps / config.environments)
         if run.settings.dry_run:
@@ -185,12 +187,10 @@ class OffPolicy(Study):
         flat = action.reshape(-1, action.shape[-1])
         step = self.environments.step(self.head.scale(flat) if isinstance(self.head, TanhGaussian) else self.head.to_environment(flat))
         self.check(observation=step.observation, reward=step.reward)
-        after, after_mask = step.observation, step.mask
+        after, after_mask = step.reached, step.mask
         ended = step.terminated | step.truncated
         if step.final_observation is not None:
             self.check(final_observation=step.final_observation[ended])
-            rows = ended.reshape(-1, *[1] * (after.ndim - 1))
-            after = np.where(rows, step.final_observation, after)
             if after_mask is not None and step.final_mask is not None:
                 after_mask = np.where(ended[:, None], step.final_mask, after_mask)
         self.replay.add(
