@@ -8,7 +8,6 @@ seeds and writes nothing. Tables: means over seeds with 95 % bootstrap intervals
 """
 
 import argparse
-import csv
 import json
 import tempfile
 import time
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench.studies import HERE, interval, write
+from bench.common import RESULTS, interval, machine, read, write
 
 from entreg.policy import load
 from entreg.recipes import alphazero
@@ -158,19 +157,18 @@ def main() -> None:
     parser.add_argument("study", choices=["speed", *STUDIES])
     parser.add_argument("--quick", action="store_true", help="a tenth of the moves, two seeds, nothing written")
     parser.add_argument("--table", action="store_true", help="run nothing: print the table of what was written")
-    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     file = arguments.out / f"alphazero-{arguments.study}.csv"
     if arguments.table:
-        with file.open(newline="", encoding="utf-8") as stream:
-            rows: list[dict[str, Any]] = list(csv.DictReader(stream))
+        rows: Sequence[Mapping[str, Any]] = read(file)
     elif arguments.study == "speed":
         rows = speed()
     else:
         rows = [row for kind in KINDS for row in rows_of(arguments.study, kind, arguments.quick)]
     if not (arguments.quick or arguments.table):
-        write(file, rows)
+        write(file, rows, machine("torch", "numpy", "open-spiel"))
     print(speed_table(rows) if arguments.study == "speed" else table(arguments.study, rows))
 
 

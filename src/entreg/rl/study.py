@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from entreg import spelling
 from entreg.control import Plateau
@@ -131,8 +132,13 @@ class Study(ABC):
             if not waits and (active is None or active[index]):
                 regularizer.step(**signals)
 
-    def record(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Write a training record of every member."""
+    def record(self, outputs: Tensor, mask: Tensor | None) -> None:
+        """Write a training record of every member; `outputs (M, N, K)` are those of its policy, over ranks those of all."""
+        shannon, largest = self.books.measure(outputs, mask)
+        self.write(self.books.lines(self.ranks.average(shannon), None if largest is None else self.ranks.average(largest), self.step))
+
+    def write(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Write these rows, one a member, with the rates of the schedules."""
         rate = {name: schedule.value for name, schedule in self.schedules.items()}
         for index, row in enumerate(rows):
             self.run.log(self.step, member=index, **row, **rate)
