@@ -46,9 +46,9 @@ def main() -> None:
     arguments = parser.parse_args()
     found: dict[tuple[str, str], list[float]] = {(task, arm): [] for task in TASKS for arm in ARMS}
     for _ in range(1 if arguments.quick else arguments.rounds):
-        for task, arm in found:
+        for (task, arm), each in found.items():
             steps = TASKS[task] // (10 if arguments.quick else 1)
-            found[task, arm].append(speed(type(ARMS[arm])(**{**vars(ARMS[arm]), "env": task, "steps": steps})))
+            each.append(speed(type(ARMS[arm])(**{**vars(ARMS[arm]), "env": task, "steps": steps})))
     rows = []
     for (task, arm), each in found.items():
         median, base = statistics.median(each), statistics.median(found[task, next(iter(ARMS))])

@@ -8,7 +8,6 @@ seeds and writes nothing. Tables: means over seeds with 95 % bootstrap intervals
 """
 
 import argparse
-import csv
 import json
 import tempfile
 import time
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench.studies import HERE, interval, write
+from bench.common import RESULTS, interval, machine, read, write
 
 from entreg.policy import load
 from entreg.recipes import alphazero
@@ -33,8 +32,11 @@ from entreg.statistics import mean_interval
 SEEDS = 5
 STUDIES: Mapping[str, tuple[Mapping[str, Any], Sequence[str]]] = {  # settings, and the columns of the table
     "tic_tac_toe": ({"steps": 8_192, "simulations": 25}, ("eval_return", "random", "lost_network", "lost_search")),
-    "connect_four": ({"env": "connect_four", "steps": 24_576, "eval_episodes": 40}, ("eval_return", "won", "random")),
-    "frozen_lake": ({"env": "FrozenLake-v1", "steps": 16_384, "eval_episodes": 100, "search_temperature": 0.02}, ("eval_return", "training")),
+    "connect_four": ({"env": "connect_four", "steps": 12_288, "eval_episodes": 40}, ("eval_return", "won", "random")),
+    "frozen_lake": (
+        {"env": "FrozenLake-v1", "steps": 16_384, "gamma": 0.99, "eval_episodes": 100, "search_temperature": 0.02, "video": False},
+        ("eval_return", "training"),
+    ),
 }
 WORDS = {
     "eval_return": "evaluation",
@@ -155,19 +157,18 @@ def main() -> None:
     parser.add_argument("study", choices=["speed", *STUDIES])
     parser.add_argument("--quick", action="store_true", help="a tenth of the moves, two seeds, nothing written")
     parser.add_argument("--table", action="store_true", help="run nothing: print the table of what was written")
-    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     file = arguments.out / f"alphazero-{arguments.study}.csv"
     if arguments.table:
-        with file.open(newline="", encoding="utf-8") as stream:
-            rows: list[dict[str, Any]] = list(csv.DictReader(stream))
+        rows: Sequence[Mapping[str, Any]] = read(file)
     elif arguments.study == "speed":
         rows = speed()
     else:
         rows = [row for kind in KINDS for row in rows_of(arguments.study, kind, arguments.quick)]
     if not (arguments.quick or arguments.table):
-        write(file, rows)
+        write(file, rows, machine("torch", "numpy", "open-spiel"))
     print(speed_table(rows) if arguments.study == "speed" else table(arguments.study, rows))
 
 

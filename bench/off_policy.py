@@ -7,7 +7,6 @@ means over seeds with 95 % bootstrap intervals. Figures are reproducible for a s
 """
 
 import argparse
-import csv
 import importlib
 import time
 from collections.abc import Mapping, Sequence
@@ -15,11 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from bench.studies import first_step, interval, machine, train
+from bench.common import RESULTS, append, interval, machine, read
+from bench.studies import first_step, train
 
 from entreg.statistics import mean_interval
-
-HERE = Path(__file__).parent
 
 
 class Task(NamedTuple):
@@ -40,11 +38,13 @@ class Arm(NamedTuple):
 
 TASKS = {"acrobot": Task("Acrobot-v1", 50_000, 50, -100.0), "lunarlander": Task("LunarLander-v3", 100_000, 20, 200.0)}
 REPLAY = {"environments": 4}
-ARMS = {
+MAIN = {
     "sac_discrete": Arm("sac_discrete", REPLAY),
     "soft_q": Arm("soft_q", REPLAY),
     "dqn": Arm("dqn", REPLAY),
     "a2c": Arm("a2c"),
+}
+OPTIONS = {
     "soft_q, Munchausen": Arm("soft_q", {**REPLAY, "munchausen": True}),
     "dqn, Boltzmann": Arm("dqn", {**REPLAY, "exploration": "boltzmann"}),
     "dqn, NoisyNet": Arm("dqn", {**REPLAY, "exploration": "noisy_net"}),
@@ -62,25 +62,7 @@ def rows_of(name: str, task: Task, label: str, arm: Arm, seeds: int) -> list[dic
     for row in rows:
         reached = first_step(row.pop("curve"), task.threshold)
         row |= {"reached": "" if reached is None else reached, "cpu_seconds": seconds / len(rows)}
-    return [{"task": name, "arm": label, "env": task.env, **row, **machine()} for row in rows]
-
-
-def append(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add rows to the file, with a head where it is new."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    new = not file.exists()
-    with file.open("a", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        if new:
-            writer.writeheader()
-        writer.writerows({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()} for row in rows)
-
-
-def read(file: Path) -> list[dict[str, str]]:
-    if not file.exists():
-        return []
-    with file.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
+    return [{"task": name, "arm": label, "env": task.env, **row, **machine("torch", "numpy", "gymnasium")} for row in rows]
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
@@ -102,15 +84,14 @@ def main() -> None:
     parser.add_argument("--only", nargs=2, metavar=("TASK", "ARM"))
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--table", action="store_true", help="train nothing: print the table of what was written")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "off_policy.csv")
+    parser.add_argument("--out", type=Path, default=RESULTS / "off_policy.csv")
     arguments = parser.parse_args()
-    for name, task in TASKS.items():
-        for label, arm in ARMS.items():
-            done = {(row["task"], row["arm"]) for row in read(arguments.out)}
-            if arguments.table or (name, label) in done or (arguments.only and [name, label] != arguments.only):
-                continue
-            append(arguments.out, rows_of(name, task, label, arm, arguments.seeds))
-            print(f"{name}: {label} done", flush=True)
+    for name, label, arm in ((name, label, arm) for arms in (MAIN, OPTIONS) for name in TASKS for label, arm in arms.items()):
+        done = {(row["task"], row["arm"]) for row in read(arguments.out)}
+        if arguments.table or (name, label) in done or (arguments.only and [name, label] != arguments.only):
+            continue
+        append(arguments.out, rows_of(name, TASKS[name], label, arm, arguments.seeds))
+        print(f"{name}: {label} done", flush=True)
     print(table(read(arguments.out)))
 
 

@@ -1,6 +1,6 @@
 """What soft actor-critic learns, beside stable-baselines3 at the same settings.
 
-    python -m bench.sac_returns [TASK ...] [--side SIDE ...] [--page]
+    python -m bench.sac_returns [TASK ...] [--side SIDE ...] [--seeds N] [--page]
 
 Both sides are evaluated by the same function on the same episodes: the most probable action, 20 episodes a seed. Every finished (task, side, seed) is
 a row of `bench/results/sac_returns.csv`; what is there is not trained again. `--page` trains nothing and writes the table on docs/recipes/sac.md.
@@ -72,9 +72,9 @@ def peer(task: str, seeds: Sequence[int]) -> None:
     ours = settings(task)
     for seed in seeds:
         model = SAC(
-            "MlpPolicy", gymnasium.make(task), seed=seed, device="cpu", ent_coef="auto", target_entropy="auto", train_freq=ours["environments"],
-            gradient_steps=ours["updates_per_step"] * ours["environments"], policy_kwargs={"net_arch": list(ours["hidden"])},
-            **{name: ours[name] for name in ("learning_rate", "batch_size", "gamma", "tau", "learning_starts", "buffer_size")},
+            "MlpPolicy", gymnasium.make(task), seed=seed, device="cpu", learning_rate=float(ours["learning_rate"]), ent_coef="auto", target_entropy="auto",
+            train_freq=ours["environments"], gradient_steps=ours["updates_per_step"] * ours["environments"], policy_kwargs={"net_arch": list(ours["hidden"])},
+            **{name: ours[name] for name in ("batch_size", "gamma", "tau", "learning_starts", "buffer_size")},
         )  # fmt: skip
         model.learn(ours["steps"])
         _finished(task, PEER, seed, lambda observation, model=model: model.predict(observation, deterministic=True)[0])
@@ -101,10 +101,10 @@ def _finished(task: str, side: str, seed: int, act: Callable[[np.ndarray], np.nd
     print(*row.values(), flush=True)
 
 
-def missing(task: str, side: str) -> list[int]:
-    """The seeds that are still to be trained."""
+def missing(task: str, side: str, seeds: int | None = None) -> list[int]:
+    """Which of the task's seeds (or of its first `seeds`) are still to be trained."""
     there = {int(row["seed"]) for row in read(FILE) if (row["task"], row["side"]) == (task, side)}
-    return [seed for seed in range(TASKS[task].seeds) if seed not in there]
+    return [seed for seed in range(TASKS[task].seeds if seeds is None else seeds) if seed not in there]
 
 
 def page() -> str:
@@ -127,12 +127,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", nargs="*", help=f"of {', '.join(TASKS)}; default: all")
     parser.add_argument("--side", action="append", help="of stable-baselines3, sampled, exact (ours by estimator); default: all of the task")
+    parser.add_argument("--seeds", type=int, help="only the first so many")
     parser.add_argument("--page", action="store_true", help="train nothing: write the table on the page")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for task in () if arguments.page else arguments.task or TASKS:
         for side in arguments.side or TASKS[task].sides:
-            if seeds := missing(task, side):
+            if seeds := missing(task, side, arguments.seeds):
                 peer(task, seeds) if side == PEER else ours(task, side, seeds)
     if arguments.page:
         onto_page(PAGES / "sac.md", "sac_returns", page())

@@ -56,7 +56,6 @@ STUDIES: Mapping[str, Mapping[str, Arm]] = {
     "minigrid": {"PPO": Arm("ppo-minigrid-doorkey", 5, PAIR, 50, 0.9, ZOO + "0.964 at 100k steps")},
     "mujoco": {
         "Hopper-v4": Arm("ppo-hopper", 8, ("0", "0.01"), 20, None, "CleanRL: 2383 +- 272 at 1M steps"),
-        "HalfCheetah-v4": Arm("ppo-halfcheetah", 8, ("0", "0.01"), 20, None, "CleanRL: 1443 +- 46 at 1M steps"),
     },
     "frozenlake": {"PPO": Arm("ppo-frozenlake", 32, ("0", "linear(1, 0)", "0.1"), 1, 0.9)},
     "a2c": {

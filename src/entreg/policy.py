@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from entreg import disk
 from entreg.checkpoint import Checkpoints, load_best
 from entreg.folder import find_run, read_config, warn
-from entreg.rl import acting, episodes, games, matches, naming
+from entreg.rl import acting, episodes, evaluation, games, matches, naming
 from entreg.rl.acting import Policy
 
 
@@ -66,7 +66,7 @@ def play(folder: Path, *, count: int = 5, temperature: float = 0.0, member: int 
         if save is not None:
             raise ValueError(f"save is {str(save)!r}, and {config['env']} draws no pictures; legal is play without it, which prints a board")
         board = games.Board(config["env"], config["env_kwargs"])
-        yield from matches.told(board, _playing(policy, board, temperature), count, seed)
+        yield from matches.told(board, lambda states: policy.act_all(*evaluation.views(board, states), temperature=temperature), count, seed)
         return
     results = episodes.evaluate(
         config["env"],
@@ -84,18 +84,6 @@ def play(folder: Path, *, count: int = 5, temperature: float = 0.0, member: int 
     else:
         file = save if save is not None else folder / "play.gif"
         yield acting.film(policy, config["env"], config["env_kwargs"], file, seed=seed, temperature=temperature)
-
-
-def _playing(policy: Policy, board: games.Board, temperature: float) -> matches.Player:
-    """The policy as a player of a board's states, without search."""
-
-    def act(states: list[games.State]) -> np.ndarray:
-        observation, legal = np.empty((len(states), board.size), np.float32), np.empty((len(states), board.actions), bool)
-        for row, state in enumerate(states):
-            board.look(state, observation[row], legal[row])
-        return policy.act_all(observation, legal, temperature=temperature)
-
-    return act
 
 
 def _check_animation(file: Path) -> None:

@@ -20,7 +20,7 @@ from tests.faults import final_state, lasting
 from tests.recipes.test_resume import assert_same, killed_at
 from tests.recipes.test_signals import sending
 
-FAST = alphazero.Config(games=4, rollout=4, simulations=6, hidden=(8,), steps=192, updates=2, batch_size=16, eval_episodes=2, opponent_simulations=5)
+FAST = alphazero.Config(environments=4, rollout=4, simulations=6, hidden=(8,), steps=192, updates=2, batch_size=16, eval_episodes=2, opponent_simulations=5)
 
 
 def trained(folder, config=FAST, **changes):
@@ -53,7 +53,17 @@ def test_a_short_training_and_a_small_search_never_lose_to_any_perfect_play(tmp_
 
 @pytest.mark.slow
 def test_the_shortest_safe_way_is_found_on_frozen_lake(tmp_path):
-    config = alphazero.Config(env="FrozenLake-v1", env_kwargs={"is_slippery": False}, games=16, steps=3_200, hidden=(32,), window=2_000, eval_episodes=1)
+    config = alphazero.Config(
+        env="FrozenLake-v1",
+        env_kwargs={"is_slippery": False},
+        gamma=0.99,
+        video=False,
+        environments=16,
+        steps=3_200,
+        hidden=(32,),
+        window=2_000,
+        eval_episodes=1,
+    )
     summary = trained(tmp_path, config)
     record = [line for line in lines(summary) if "eval/return" in line][-1]
     assert (record["eval/return"], record["eval/length"]) == (1.0, 6.0)
@@ -69,7 +79,7 @@ def test_the_policy_learns_the_searchs_target_with_the_bonus(coef, tmp_path, mon
         return Result(policy, policy.argmax(-1), np.zeros(len(states)), policy, legal)
 
     monkeypatch.setattr(selfplay, "search", fixed)
-    config = replace(FAST, coef=(str(coef),), steps=4_800, games=16, hidden=(32,), batch_size=64, updates=8, learning_rate="linear(0.01, 0)")
+    config = replace(FAST, coef=(str(coef),), steps=4_800, environments=16, hidden=(32,), batch_size=64, updates=8, learning_rate="linear(0.01, 0)")
     policy, game = load(trained(tmp_path, config).folder), games.make("tic_tac_toe")
     observation, legal = np.empty(27, np.float32), np.empty(9, bool)
     game.look(game.start(0.0), observation, legal)
@@ -111,7 +121,7 @@ def test_self_play_is_legal_and_its_games_are_what_open_spiel_says():
     from entreg.rl.population import Streams
 
     game = games.make("tic_tac_toe")
-    play = SelfPlay(game, 4, Options(simulations=4), lambda o: (np.zeros((len(o), 9)), np.zeros(len(o))), Streams([0, 1]), opening=None, scale=1.0)
+    play = SelfPlay(game, FAST, Options(simulations=4), lambda o: (np.zeros((len(o), 9)), np.zeros(len(o))), Streams([0, 1]))
     finished = [one for _ in range(60) for one in play.move()]
     assert len(finished) >= 8 * 6 and {one.total for one in finished} >= {1.0, -1.0}
     for one in finished:
@@ -122,7 +132,7 @@ def test_self_play_is_legal_and_its_games_are_what_open_spiel_says():
 
 
 def test_a_member_is_the_run_it_would_have_been_alone(tmp_path):
-    config = replace(FAST, steps=128, coef=("0.3", "TargetEntropy(fraction_of_max(0.5))"), seeds=2)
+    config = replace(FAST, steps=128, rollout=1, batch_size=20, coef=("0.3", "TargetEntropy(fraction_of_max(0.5))"), seeds=2)
     together = trained(tmp_path, config)
     for member, (coef, seed) in enumerate([(coef, seed) for coef in config.coef for seed in (0, 1)]):
         alone = trained(tmp_path, replace(config, coef=(coef,), seeds=1), seed=seed)
@@ -135,8 +145,8 @@ def test_a_member_is_the_run_it_would_have_been_alone(tmp_path):
 
 
 CASES = {
-    "board": ("--games", "4", "--simulations", "6", "--coef", "linear(0.1, 0)", "--coef", "TargetEntropy(0.4)", "--seeds", "2"),
-    "toy-text": ("--env", "FrozenLake-v1", "--games", "4", "--simulations", "6", "--search", "ments", "--coef", "Plateau(linear(0.1, 0), 5)"),
+    "board": ("--environments", "4", "--simulations", "6", "--coef", "linear(0.1, 0)", "--coef", "TargetEntropy(0.4)", "--seeds", "2"),
+    "toy-text": ("--env", "FrozenLake-v1", "--environments", "4", "--simulations", "6", "--search", "ments", "--coef", "Plateau(linear(0.1, 0), 5)"),
 }
 
 
@@ -205,7 +215,10 @@ def test_the_loaded_policy_is_the_networks_and_play_says_how_it_did(tmp_path, ca
 
 
 def test_dry_run_keeps_nothing_and_other_boards_run(tmp_path):
-    assert cli.main(["train", "alphazero", "--dry-run", "--out", str(tmp_path), "--quiet", "--simulations", "4", "--games", "2", "--eval-episodes", "2"]) == 0
+    assert (
+        cli.main(["train", "alphazero", "--dry-run", "--out", str(tmp_path), "--quiet", "--simulations", "4", "--environments", "2", "--eval-episodes", "2"])
+        == 0
+    )
     assert list(tmp_path.iterdir()) == []
     summary = trained(tmp_path, replace(FAST, env="connect_four", steps=64, search="gumbel", batch_size=8))
     assert {"eval/return", "eval/random"} <= lines(summary)[-1].keys()

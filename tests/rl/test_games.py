@@ -72,6 +72,12 @@ def test_draws_follow_the_model_and_its_starts():
     assert np.abs(starts - 3000 * expected).max() <= 1
 
 
+def test_cumulative_probabilities_end_at_one_whatever_the_rounding():
+    odd = games._cumulative(np.array([[0.1] * 10 + [0.0], [0.3, 0.7, *[0.0] * 9]]))
+    assert odd[0, 9] == odd[0, 10] == odd[1, 1] == 1.0 and np.cumsum([0.1] * 10)[-1] < 1
+    assert odd[0, 8] == pytest.approx(0.9)
+
+
 def test_a_task_without_a_limit_gets_one_and_says_so():
     game = games.make("CliffWalking-v1")
     assert game.limit == games.LONGEST and "no time limit" in game.notes[-1]

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
+from entreg import functional
 from entreg.rl import games, matches
 from entreg.rl import search_rules as rules
 from entreg.rl.search import _GUMBEL, _NOISE, Options, _per_action, _Walk, choose, search, uniforms
@@ -42,6 +44,17 @@ def test_soft_values_and_policies_are_those_of_plain_optimisation(kind):
         assert value[row] == pytest.approx(expected, abs=1e-12)
         np.testing.assert_allclose(policy[row, legal[row]], best, atol=1e-12)
         assert (policy[row, ~legal[row]] == 0).all()
+
+
+@pytest.mark.parametrize(("kind", "family"), [("ments", functional.SHANNON), ("tents", functional.tsallis(2))])
+def test_the_rules_are_those_of_functional_soft(kind, family):
+    q, legal = GENERATOR.normal(size=(50, 6)), GENERATOR.random((50, 6)) < 0.6
+    legal[:, 3] = True
+    support = torch.from_numpy(legal)
+    value = functional.soft_value(torch.from_numpy(q), 0.25, family, support=support)
+    policy = functional.soft_policy(torch.from_numpy(q), 0.25, family, support=support)
+    np.testing.assert_allclose(rules.backed_up(kind, q, q, q, legal, q[:, 0], 0.25), value.numpy(), atol=1e-12)
+    np.testing.assert_allclose(rules.soft_policy(kind, q, q, legal, 0.25), policy.numpy(), atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -153,6 +166,16 @@ def test_soft_searches_end_at_the_exact_soft_values_of_a_tree(kind, players):
     np.testing.assert_allclose(found.policy[0], policy, atol=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["puct", "gumbel"])
+def test_averages_are_those_of_all_simulations(kind):
+    # one move to the end: every action's value is its reward, and the root's the mean of the network's word and of all visits
+    tree = Tree(1, depth=1, seed=2)
+    found = search(tree, [()], lambda o: (np.zeros((len(o), 3)), np.full(len(o), 0.4)), keys(1), Options(kind, 40))
+    rewards = np.array([tree.advance((), action, 0).reward for action in range(3)])
+    np.testing.assert_allclose(found.q[0], rewards)
+    assert found.visits.sum() == 40 and found.value[0] == pytest.approx((0.4 + (found.visits[0] * rewards).sum()) / 41)
+
+
 @pytest.mark.parametrize("players", [1, 2])
 @pytest.mark.parametrize("kind", ["puct", "gumbel"])
 def test_averaging_searches_approach_the_hard_values(kind, players):
@@ -160,7 +183,7 @@ def test_averaging_searches_approach_the_hard_values(kind, players):
         tree = Tree(players, seed=seed)
         found = search(tree, [()], blind(3), keys(1), Options(kind, 1500, gamma=0.9), explore=False)
         value, q = exact(tree, kind, 0.9, 0.0)
-        assert found.action[0] == q.argmax() and found.q[0, found.action[0]] == pytest.approx(value, abs=0.08)
+        assert found.action[0] == q.argmax() and found.q[0, found.action[0]] == pytest.approx(value, abs=0.12)
 
 
 @pytest.mark.parametrize("kind", SOFT)

@@ -235,7 +235,7 @@ class Chief(Learner):
         self.update += 1
         if self.recording:
             largest = None if window[0].largest is None else torch.as_tensor(_mean(window, "largest"))
-            self.record(self.books.lines(torch.from_numpy(_mean(window, "shannon")), largest, self.step))
+            self.write(self.books.lines(torch.from_numpy(_mean(window, "shannon")), largest, self.step))
         for schedule in self.schedules.values():
             schedule.step()
 

@@ -9,6 +9,7 @@ Shapes: K trajectories, N steps of all of them together, S states, A actions.
 The last state says whether an episode ended or was cut. Without it the model's expectation over what follows the last action stands in.
 """
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,7 +58,7 @@ def read(path: Path, mdp: MDP) -> Demonstrations:
         data = path.read_bytes()
     except OSError as error:
         raise ValueError(f"trajectories: {path} cannot be read ({error.strerror})") from None
-    rows = _lines(path, data) if path.suffix == ".jsonl" else _arrays(path)
+    rows = _lines(path, data) if path.suffix == ".jsonl" else _arrays(path, data)
     if not rows:
         raise ValueError(f"trajectories: {path} holds no trajectory; legal is at least one")
     for name, states, actions in rows:
@@ -92,9 +93,9 @@ def _lines(path: Path, data: bytes) -> list[Row]:
         if not isinstance(page, dict) or page.keys() != {"state", "action"}:
             raise ValueError(f'{where} is {line[:60].decode(errors="replace")!r}; legal is {{"state": [...], "action": [...]}}')
         for name, values in page.items():
-            wrong = values if not isinstance(values, list) else next((value for value in values if type(value) is not int), None)
-            if wrong is not None:
-                raise ValueError(f"{where}: {name} holds {wrong!r:.60}; legal is a list of integers")
+            wrong = [value for value in values if type(value) is not int] if isinstance(values, list) else [values]
+            if wrong:
+                raise ValueError(f"{where}: {name} holds {wrong[0]!r:.60}; legal is a list of integers")
         states, actions = page["state"], page["action"]
         if not actions or len(states) - len(actions) not in (0, 1):
             raise ValueError(f"{where} has {len(states)} states and {len(actions)} actions; legal is as many, or one state more, and at least one action")
@@ -102,9 +103,9 @@ def _lines(path: Path, data: bytes) -> list[Row]:
     return rows
 
 
-def _arrays(path: Path) -> list[Row]:
+def _arrays(path: Path, data: bytes) -> list[Row]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:  # from memory: np.load leaves a file open that it cannot read
             arrays = {name: file[name] for name in file.files}
     except Exception as error:  # of zip, zlib and NumPy, whatever stands in the file
         raise ValueError(f"trajectories: {path} is no readable .npz ({type(error).__name__}: {str(error)[:80]})") from None

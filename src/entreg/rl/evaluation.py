@@ -11,33 +11,54 @@ import numpy as np
 from entreg.rl import episodes, matches
 from entreg.rl.games import Board, Game, State
 from entreg.rl.population import Streams
-from entreg.rl.search import Options, search
+from entreg.rl.search import Options, choose, search
+from entreg.rl.search_rules import softmax
 from entreg.rl.search_trees import Evaluate
 
+Results = Sequence[Sequence[tuple[float, int]]]  # return and length of each member's games; empty lists where they were stopped
 
-def searching(game: Game, evaluate: Evaluate, options: Options | None, seeds: Sequence[int]) -> Callable[[Sequence[State]], np.ndarray]:
-    """A player of states, member-major: the best action of a search without noise, or with None the most probable one of the network alone."""
+
+def searching(
+    game: Game, evaluate: Evaluate, options: Options | None, seeds: Sequence[int], *, temperature: float = 0.0
+) -> Callable[[Sequence[State]], np.ndarray]:
+    """A player of states, member-major: by a search without noise, or with None by the network alone.
+
+    Temperature 0 takes the best action; otherwise it is drawn from the search's or the network's policy to the power of 1 / temperature.
+    """
     streams = Streams(seeds)
 
     def act(states: Sequence[State]) -> np.ndarray:
+        per_member = len(states) // len(seeds)
+        observation, legal = views(game, states)
         if options is not None:
-            keys = streams.keys(len(states) // len(seeds))
-            return search(game, states, evaluate, keys, options, explore=False).action
-        observation, legal = np.empty((len(states), game.size), np.float32), np.empty((len(states), game.actions), bool)
-        for row, state in enumerate(states):
-            game.look(state, observation[row], legal[row])
-        best: np.ndarray = np.where(legal, evaluate(observation)[0], -np.inf).argmax(-1)
-        return best
+            found = search(game, states, evaluate, streams.keys(per_member), options, explore=False)
+            policy, best = found.policy, found.action
+        else:
+            policy = softmax(evaluate(observation)[0], legal)
+            best = policy.argmax(-1)
+        if temperature == 0:
+            return best
+        with np.errstate(divide="ignore"):
+            sharpened = softmax(np.log(policy) / temperature, legal)
+        return choose(sharpened, streams.noise((per_member,), "uniform").ravel().astype(np.float64))
 
     return act
 
 
+def views(game: Game, states: Sequence[State]) -> tuple[np.ndarray, np.ndarray]:
+    """What the movers see `[G, D]`, and their legal actions `[G, A]`."""
+    observation, legal = np.empty((len(states), game.size), np.float32), np.empty((len(states), game.actions), bool)
+    for row, state in enumerate(states):
+        game.look(state, observation[row], legal[row])
+    return observation, legal
+
+
 def evaluate_board(
     game: Board, player: matches.Player, seeds: Sequence[int], count: int, simulations: int, stop: Callable[[], object]
-) -> list[dict[str, float]] | None:
-    """Each member's records after `count` games, half of them as the first player, against the strong opponent, and as many against a random one.
+) -> tuple[Results, np.ndarray]:
+    """Each member's `count` games, half of them as the first player, against the strong opponent, and its results `[M, E]` of as many against a random one.
 
-    The strong opponent is a perfect one where the game can be solved, else plain MCTS with so many simulations. None where `stop()` ended it.
+    The strong opponent is a perfect one where the game can be solved, else plain MCTS with so many simulations.
     """
     first = np.tile(np.arange(count) % 2 == 0, len(seeds))
     own = [seed * count + index for seed in seeds for index in range(count)]
@@ -46,24 +67,16 @@ def evaluate_board(
     hard = matches.play(game, player, strong, first, stop)
     easy = None if hard is None else matches.play(game, player, [matches.Random(seed) for seed in own], first, stop)
     if hard is None or easy is None:
-        return None
-    result = []
-    for results, lengths, random in zip(*(part.reshape(-1, count) for part in (hard.result, hard.length, easy.result)), strict=True):
-        shares = {"eval/won": np.mean(results > 0), "eval/drawn": np.mean(results == 0), "eval/lost": np.mean(results < 0), "eval/random": random.mean()}
-        result.append(_record(results, lengths) | {name: float(value) for name, value in shares.items()})
-    return result
+        return [[] for _ in seeds], np.empty((len(seeds), 0))
+    pairs = list(zip(hard.result.tolist(), hard.length.tolist(), strict=True))
+    return [pairs[at : at + count] for at in range(0, len(pairs), count)], easy.result.reshape(-1, count)
 
 
 def evaluate_task(
-    game: Game,
-    player: Callable[[Sequence[State]], np.ndarray],
-    seeds: Sequence[int],
-    count: int,
-    env_kwargs: Mapping[str, Any],
-    stop: Callable[[], object],
-) -> list[dict[str, float]] | None:
-    """Each member's records after `count` episodes of Gymnasium's own environment, whose observation is the state's number."""
-    every = episodes.evaluate_members(
+    game: Game, player: Callable[[Sequence[State]], np.ndarray], seeds: Sequence[int], count: int, env_kwargs: Mapping[str, Any], stop: Callable[[], object]
+) -> Results:
+    """Each member's `count` episodes of Gymnasium's own environment, whose observation is the state's number."""
+    return episodes.evaluate_members(
         game.name,
         lambda observation, mask: player(observation.argmax(1).tolist()),
         episodes=count,
@@ -71,15 +84,3 @@ def evaluate_task(
         env_kwargs={"max_episode_steps": game.limit, **env_kwargs},
         stop=stop,
     )
-    if not every[0]:
-        return None
-    return [_record(np.array([total for total, _ in played]), np.array([length for _, length in played])) for played in every]
-
-
-def _record(returns: np.ndarray, lengths: np.ndarray) -> dict[str, float]:
-    return {
-        "eval/return": float(returns.mean()),
-        "eval/return_std": float(returns.std()),
-        "eval/length": float(lengths.mean()),
-        "eval/episodes": len(returns),
-    }

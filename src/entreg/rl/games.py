@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from entreg.rl import naming
+from entreg.rl.spaces import ActionSpec
 
 State = Any
 LONGEST = 200  # moves, where a task has no limit of its own
@@ -25,6 +26,16 @@ class Move(NamedTuple):
     reward: float
     terminal: bool
     same: bool
+
+
+class Described(NamedTuple):
+    """What a study asks of environments before it begins, for a game that stands in their place."""
+
+    action_spec: ActionSpec
+    notes: tuple[str, ...]
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class Game(Protocol):

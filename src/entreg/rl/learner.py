@@ -124,8 +124,7 @@ class Learner(Study):
             before = self.step
             self.update += 1
             if self.recording:
-                shannon, largest = self.books.measure(rollout.outputs, rollout.mask)
-                self.record(self.books.lines(self.ranks.average(shannon), None if largest is None else self.ranks.average(largest), self.step))
+                self.record(rollout.outputs, rollout.mask)
             for schedule in self.schedules.values():
                 schedule.step()
             self.evaluate_and_save(before)

@@ -168,7 +168,7 @@ class OffPolicy(Study):
         """A training record of every member, of the policy's outputs at the observations of its last batch."""
         outputs = self.network.actor(batch.observation)
         self.books.average(coef=np.array([regularizer.coef for regularizer in self.regularizers]))
-        self.record(self.books.rows(outputs, batch.mask, self.step))
+        self.record(outputs, batch.mask)
         self.books.forget()
         self._recorded = self.round
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from entreg import spelling, targets
-from entreg.control import Plateau
 from entreg.functional import Family
 from entreg.regularizer import EntropyRegularizer
 from entreg.rl.heads import Head
@@ -115,11 +114,6 @@ def observe(each: Sequence[EntropyRegularizer], means: Tensor, items: int) -> Te
     for regularizer, mean in zip(each, means.tolist(), strict=True):
         regularizer.observe(mean, items)
     return torch.tensor([[-regularizer.sense * regularizer.coef] for regularizer in each], dtype=means.dtype)
-
-
-def needs_reward(regularizer: EntropyRegularizer) -> bool:
-    """Whether its controller cannot step before the first return is known."""
-    return isinstance(regularizer.controller, Plateau)
 
 
 def gradient_shares(

@@ -118,6 +118,7 @@ class QLearner(OffPolicy):
         self.values, self.targets = (NoisyNetwork(architecture, population.weight_generators(seeds), sigma) for _ in range(2))
         self.network = self.values.mean
         self.agent = Values(self.values, self.targets)
+        self.temperature()  # refuses one that begins below 0
 
     def temperature(self) -> Tensor:
         """The members' temperatures `[M, 1]`; one below 0 is a `ValueError`."""

@@ -130,7 +130,8 @@ class _Walk:
         trees, options, at = self.trees, self.options, (rows, node)
         q, visits, prior, legal = trees.q[at], trees.visits[at], trees.prior[at], trees.legal[at]
         if options.kind == "puct":
-            scores = rules.puct_scores(2 * trees.scaled(rows, q) - 1, visits, prior, legal, options.c_puct)
+            width = 1 if trees.game.bounds is None else 2  # AlphaZero's values are in [-1, 1], MuZero's of unknown scale in [0, 1]
+            scores = rules.puct_scores(width * trees.scaled(rows, q), visits, prior, legal, options.c_puct)
         elif options.kind in SOFT:
             policy = rules.explored(rules.soft_policy(options.kind, q, prior, legal, options.temperature), legal, visits, options.epsilon)
             return choose(policy, uniforms(self.keys[rows], _ACTION, simulation, depth))

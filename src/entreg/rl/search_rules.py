@@ -115,7 +115,7 @@ def explored(policy: np.ndarray, legal: np.ndarray, visits: np.ndarray, epsilon:
 
 
 def puct_scores(q: np.ndarray, visits: np.ndarray, prior: np.ndarray, legal: np.ndarray, c_puct: float) -> np.ndarray:
-    """q + c prior sqrt(N) / (1 + n) with q in [-1, 1] and N the visits of all actions (at least 1, so that the prior decides the first).
+    """q + c prior sqrt(N) / (1 + n) with q in [0, 1] or as wide as [-1, 1], and N the visits of all actions (at least 1, so that the prior decides the first).
 
     Source: Silver et al. 2018 (doi:10.1126/science.aar6404), with a constant c.
     """

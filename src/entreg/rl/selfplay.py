@@ -5,7 +5,7 @@ as in `games`.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -35,6 +35,19 @@ class Finished(NamedTuple):
     length: int
 
 
+class Settings(Protocol):
+    """How games are played: games of a member at once, moves that are drawn (None: all), and what rewards were multiplied by."""
+
+    @property
+    def environments(self) -> int: ...
+
+    @property
+    def opening(self) -> int | None: ...
+
+    @property
+    def reward_scale(self) -> float: ...
+
+
 class _Open:
     """A game that is being played: one entry a move in every list."""
 
@@ -61,10 +74,10 @@ class _Open:
 class SelfPlay:
     """G games that are always being played; one that ends is followed by a new one. Each member draws from its own stream."""
 
-    def __init__(self, game: Game, per_member: int, options: Options, evaluate: Evaluate, streams: Streams, *, opening: int | None, scale: float) -> None:
+    def __init__(self, game: Game, settings: Settings, options: Options, evaluate: Evaluate, streams: Streams) -> None:
         self.game, self.options, self.evaluate, self.streams = game, options, evaluate, streams
-        self.opening, self.scale = opening, scale
-        self.per_member = per_member
+        self.opening, self.scale, self.per_member = settings.opening, settings.reward_scale, settings.environments
+        per_member = self.per_member
         self.count = per_member * len(streams.generators)
         self.states = [game.start(uniform) for uniform in streams.noise((per_member,), "uniform").ravel().tolist()]
         self.open = [_Open() for _ in self.states]

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from entreg import spelling
 from entreg.control import Plateau
@@ -58,14 +59,7 @@ class Study(ABC):
             torch.use_deterministic_algorithms(True)
         seeds = range(settings.seed, settings.seed + config.seeds)
         settings_count = max(1, len(config.coef)) * len(config.family)
-        self.environments = environments.make(
-            config.env,
-            seeds=[*seeds] * settings_count,
-            per_member=config.environments,
-            first=self.part.rank * config.environments,
-            mode=config.vectorise,
-            env_kwargs=config.env_kwargs,
-        )
+        self.environments = self._make([*seeds] * settings_count)
         self.head = head(self.environments.action_spec)
         self.members = population.expand(config.coef or coef(self.head), config.family, seeds)
         self.regularizers = population.regularizers(self.members, self.head, steps=updates, lr=config.coef_lr, init_coef=config.coef_init)
@@ -77,6 +71,18 @@ class Study(ABC):
         self.stopped: str | None = None
         self.complete = self.evaluation_due = False
         self.books = Books(self.members, self.head, self.regularizers)
+
+    def _make(self, seeds: Sequence[int]) -> Any:
+        """The environments of all members, each by its seed."""
+        config = self.config
+        return environments.make(
+            config.env,
+            seeds=seeds,
+            per_member=config.environments,
+            first=self.part.rank * config.environments,
+            mode=config.vectorise,
+            env_kwargs=config.env_kwargs,
+        )
 
     @property
     @abstractmethod
@@ -118,14 +124,21 @@ class Study(ABC):
         self.environments.close()
         self.run.__exit__(*error)
 
-    def step_controllers(self) -> None:
-        """One step of every member's controller, with what it may read besides entropy."""
-        for regularizer, signals in zip(self.regularizers, self.books.signals((self.update + 1) / self.updates), strict=True):
-            if "reward" in signals or not isinstance(regularizer.controller, Plateau):  # a plateau begins with the first return
+    def step_controllers(self, active: Sequence[bool] | None = None) -> None:
+        """One step of the controller of every member (or of the `active` ones), with what it may read besides entropy."""
+        for index, signals in enumerate(self.books.signals((self.update + 1) / self.updates)):
+            regularizer = self.regularizers[index]
+            waits = "reward" not in signals and isinstance(regularizer.controller, Plateau)  # a plateau begins with the first return
+            if not waits and (active is None or active[index]):
                 regularizer.step(**signals)
 
-    def record(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Write a training record of every member."""
+    def record(self, outputs: Tensor, mask: Tensor | None) -> None:
+        """Write a training record of every member; `outputs (M, N, K)` are those of its policy, over ranks those of all."""
+        shannon, largest = self.books.measure(outputs, mask)
+        self.write(self.books.lines(self.ranks.average(shannon), None if largest is None else self.ranks.average(largest), self.step))
+
+    def write(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Write these rows, one a member, with the rates of the schedules."""
         rate = {name: schedule.value for name, schedule in self.schedules.items()}
         for index, row in enumerate(rows):
             self.run.log(self.step, member=index, **row, **rate)
@@ -156,16 +169,7 @@ class Study(ABC):
 
     def evaluate(self, stop: Callable[[], object] | None = None) -> bool:
         """Run each member's policy for `eval_episodes` episodes unless `stop()` (by default the run's) ends it; the best so far of each is kept."""
-        config, policy = self.config, self._policy()
-        every = episodes.evaluate_members(
-            config.env,
-            lambda observation, mask: policy.act_all(observation, mask, temperature=config.eval_temperature),
-            episodes=config.eval_episodes,
-            seeds=[member.seed + acting.EVALUATION_SEED for member in self.members],
-            mode=config.vectorise,
-            env_kwargs=config.env_kwargs,
-            stop=stop or self.run.stopping,
-        )
+        policy, every = self._policy(), self._played(stop or self.run.stopping)
         if not every[0]:
             return False
         self.evaluation_due = False
@@ -173,10 +177,27 @@ class Study(ABC):
             returns = np.array([total for total, _ in played])
             mean, length = float(returns.mean()), float(np.mean([length for _, length in played]))
             values = {"eval/return": mean, "eval/return_std": float(returns.std()), "eval/length": length, "eval/episodes": len(played)}
-            self.run.log(self.step, member=index, **values)
+            self.run.log(self.step, member=index, **values, **self._also(index, returns))
             self.books.evaluated[index] = mean
             self.run.save_best(index, mean, policy.state(index), step=self.step)
         return True
+
+    def _also(self, member: int, returns: np.ndarray) -> Mapping[str, float]:
+        """What an evaluation records of a member besides."""
+        return {}
+
+    def _played(self, stop: Callable[[], object]) -> Sequence[Sequence[tuple[float, int]]]:
+        """Return and length of every member's evaluated episodes; empty lists where `stop()` ended them."""
+        config, policy = self.config, self._policy()
+        return episodes.evaluate_members(
+            config.env,
+            lambda observation, mask: policy.act_all(observation, mask, temperature=config.eval_temperature),
+            episodes=config.eval_episodes,
+            seeds=[member.seed + acting.EVALUATION_SEED for member in self.members],
+            mode=config.vectorise,
+            env_kwargs=config.env_kwargs,
+            stop=stop,
+        )
 
     def finish(self) -> Summary:
         """Evaluate and film what was trained unless the run was told to stop, save, and say how it ended."""

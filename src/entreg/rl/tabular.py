@@ -71,7 +71,7 @@ def _toy(env: gymnasium.Env[Any, Any]) -> World:
 
 
 def features(name: str, world: World) -> Tensor:
-    """`states`, `next_states` (expected; what is paid for entering), `state_actions`, one of each, `regions`, or what a .npy file holds: `[S, F]` or `[S, A, F]`.
+    """One of each of `states`, `next_states` (expected: what is paid for entering) or `state_actions`; `regions`; or a .npy file: `[S, F]` or `[S, A, F]`.
 
     Raises: `ValueError` for other names, for regions where there are none, and for a file that does not fit.
     """
