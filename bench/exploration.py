@@ -49,7 +49,7 @@ NORMALISED = {"normalise_observation": True}
 TASKS = {
     "FrozenLake 8x8": Task("FrozenLake-v1", 50_000, 8, 1, 0.9, {"map_name": "8x8", "is_slippery": False}),
     "DeepSea 10": Task("DeepSea-v0", 40_000, 8, 1, 0.9, {"size": 10}),
-    "MountainCar": Task("MountainCar-v0", 100_000, 5, 20, -150.0, ppo=NORMALISED),
+    "MountainCar": Task("MountainCar-v0", 60_000, 5, 20, -150.0, ppo=NORMALISED),
     "DoorKey 6x6": Task("MiniGrid-DoorKey-6x6-v0", 50_000, 5, 20, 0.9, ppo=NORMALISED),
     "LunarLander": Task("LunarLander-v3", 100_000, 5, 20, 200.0),
 }
