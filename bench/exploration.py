@@ -45,15 +45,16 @@ class Arm(NamedTuple):
     when: str
 
 
-NORMALISED = {"normalise_observation": True}
+SCALED = {"normalise_reward": True}
+NORMALISED = {"normalise_observation": True, **SCALED}
 TASKS = {
     "FrozenLake 8x8": Task("FrozenLake-v1", 50_000, 8, 1, 0.9, {"map_name": "8x8", "is_slippery": False}),
     "DeepSea 10": Task("DeepSea-v0", 40_000, 8, 1, 0.9, {"size": 10}),
     "MountainCar": Task("MountainCar-v0", 60_000, 5, 20, -150.0, ppo=NORMALISED),
     "DoorKey 6x6": Task("MiniGrid-DoorKey-6x6-v0", 50_000, 5, 20, 0.9, ppo=NORMALISED),
-    "LunarLander": Task("LunarLander-v3", 100_000, 5, 20, 200.0),
+    "LunarLander": Task("LunarLander-v3", 100_000, 5, 20, 200.0, ppo=SCALED),
 }
-PPO = {"epochs": 4, "normalise_reward": True, "update": "fused", "coef": ("0",)}
+PPO = {"rollout": 32, "epochs": 4, "batch_size": 64, "update": "fused", "coef": ("0",)}
 DQN = {"environments": 4}
 ARMS = {
     "none": Arm("ppo", PPO, None, ""),
