@@ -36,12 +36,12 @@ def write(file: Path, rows: Sequence[Mapping[str, Any]], where: Mapping[str, Any
     append(file, rows, where)
 
 
-def append(file: Path, rows: Sequence[Mapping[str, Any]], where: Mapping[str, Any]) -> None:
+def append(file: Path, rows: Sequence[Mapping[str, Any]], where: Mapping[str, Any] | None = None) -> None:
     """As `write`, after the rows that are there.
 
     Raises: `ValueError` when those have other columns.
     """
-    lines = [{key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()} | where for row in rows]
+    lines = [{key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()} | (where or {}) for row in rows]
     there = list(read(file))
     if there and list(there[0]) != list(lines[0]):
         raise ValueError(f"{file} has the columns {', '.join(there[0])}; these rows have {', '.join(lines[0])}")

@@ -1,22 +1,18 @@
-"""Soft value iteration on 100,000 sparse states: a 316 x 316 gridworld with slip, random rewards, one thread; seconds, and backups until the error is below 1e-10.
+"""Soft value iteration on 100,000 sparse states: a 316 x 316 gridworld with slip and random rewards, one thread; seconds until the error is below 1e-10.
 
-    python bench/planning.py [--size 316] [--repeats 3] [--out bench/results/planning.csv]
+    python -m bench.planning [--size 316] [--repeats 3] [--out bench/results/planning.csv]
 
 The peer is the same backup without sweeps between two of them (plain value iteration), stopped at the same error.
 """
 
 import argparse
-import csv
-import os
-import platform
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
-import scipy
 import torch
+from bench import common
 
 from entreg import planning
 from entreg.functional import SHANNON, renyi, tsallis
@@ -36,12 +32,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=316)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "planning.csv")
+    parser.add_argument("--out", type=Path, default=common.RESULTS / "planning.csv")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     mdp = planning.gridworld(arguments.size)
     mdp = mdp.with_reward(torch.from_numpy(np.random.default_rng(0).normal(size=(mdp.states, mdp.actions))))
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__, "scipy": scipy.__version__}
     rows = []
     for family, temperature, gamma in CASES:
         runs = [timed(mdp, family, temperature, gamma) for _ in range(arguments.repeats)]
@@ -55,13 +50,7 @@ def main() -> None:
             soft.SWEEPS = kept
             rows.append({**facts, "seconds": round(seconds, 2), "backups": plain.rounds, "error": f"{plain.error:.1e}", "sweeps": 0})
         print(rows[-1], flush=True)
-    machine = {"repeats": arguments.repeats, "cores": os.cpu_count(), "system": platform.system(), **versions}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.out.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*rows[0], *machine])
-        writer.writeheader()
-        writer.writerows({**row, **machine} for row in rows)
-    print(f"wrote {arguments.out}", file=sys.stderr)
+    common.write(arguments.out, rows, {"repeats": arguments.repeats, **common.machine("torch", "numpy", "scipy")})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the on-policy recipes learn: published settings, several seeds, with an entropy bonus and without.
 
-    python -m bench.studies cartpole | acrobot | pendulum | minigrid | frozenlake | a2c | reinforce  [--quick | --table] [--out FOLDER]
+    python -m bench.studies cartpole | acrobot | pendulum | minigrid | mujoco | frozenlake | a2c | reinforce  [--quick | --table] [--out FOLDER]
 
 Every study trains one population an arm (all coefficients x seeds as one stacked network), writes `bench/results/<study>.csv` (one line a member)
 and prints a table: means over seeds with 95 % bootstrap intervals, and for every coefficient the paired difference to coefficient 0 of the same seeds.
@@ -54,6 +54,9 @@ STUDIES: Mapping[str, Mapping[str, Arm]] = {
         "PPO, squashed": Arm("ppo-pendulum-squashed", 10, PAIR, 300),
     },
     "minigrid": {"PPO": Arm("ppo-minigrid-doorkey", 5, PAIR, 50, 0.9, ZOO + "0.964 at 100k steps")},
+    "mujoco": {
+        "Hopper-v4": Arm("ppo-hopper", 8, ("0", "0.01"), 20, None, "CleanRL: 2383 +- 272 at 1M steps"),
+    },
     "frozenlake": {"PPO": Arm("ppo-frozenlake", 32, ("0", "linear(1, 0)", "0.1"), 1, 0.9)},
     "a2c": {
         "CartPole": Arm("a2c-cartpole", 8, (*PAIR, "linear(0.1, 0)"), 30, 475.0, ZOO + "500 at 500k steps"),

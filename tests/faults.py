@@ -145,3 +145,16 @@ def final_state(folder: Path) -> dict[str, Any]:
     saved = Checkpoints(folder / "checkpoint", messages.append).load()
     assert saved is not None and not messages, messages
     return saved.state
+
+
+def processes() -> list[int]:
+    """All processes of the machine, by /proc."""
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def parent_of(pid: int) -> int | None:
+    """The parent of a process; None where it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return None

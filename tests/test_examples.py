@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from entreg import cli, flags
-from entreg.rl.config import check
+from entreg.rl.config import OffPolicyConfig, OnPolicyConfig, check, check_off_policy
 from entreg.rl.naming import find
 
 ROOT = Path(__file__).parent.parent
+PUBLISHED = ("Hopper-v4", "HalfCheetah-v4")  # version 5 has other defaults than the published figures
 FILES = sorted((ROOT / "examples").glob("*.json"))
 
 
@@ -25,8 +26,11 @@ def test_example_is_read_whole(file, capsys):
     assert settings.seed == 3
     for name, value in page["config"].items():
         assert getattr(config, name) == (tuple(value) if isinstance(value, list) else value), name
-    check(config)
-    assert find(config.env)[1] == ()  # the id is the current one
+    if isinstance(config, OnPolicyConfig):
+        check(config)
+    if isinstance(config, OffPolicyConfig):
+        check_off_policy(config)
+    assert find(config.env)[1] == () or config.env in PUBLISHED  # the id is the current one
     assert cli.main(["train", "--config", str(file), "--print-config"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["recipe"] == page["recipe"] and printed["config"].items() >= page["config"].items()

@@ -121,6 +121,7 @@ def _train(words: Sequence[str]) -> int:
         print("usage: entreg train RECIPE [flags]\n       entreg train --resume RUN\n\nrecipes (entreg train RECIPE --help lists a recipe's flags):")
         return _recipes(None)
     from entreg.flags import parse
+    from entreg.rl.ranks import Follower, run_for
     from entreg.run import NonFinite, Run, exit_status
 
     config, settings, flags = parse(words, _recipe)
@@ -129,7 +130,7 @@ def _train(words: Sequence[str]) -> int:
 
         print(describe(flags.recipe, config.env, config, settings).decode(), end="")
         return 0
-    run = Run(settings, command="entreg train " + shlex.join(words))
+    run = run_for(Run(settings, command="entreg train " + shlex.join(words)))
     try:
         summary = _recipe(flags.recipe).train(config, run)
     except NonFinite as error:
@@ -143,7 +144,8 @@ def _train(words: Sequence[str]) -> int:
     except ValueError as error:
         error.entreg_mid_run = run.started  # type: ignore[attr-defined]
         raise
-    _close(summary, flags.recipe, settings)
+    if not isinstance(run, Follower):
+        _close(summary, flags.recipe, settings)
     return exit_status(summary)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from entreg import disk
 from entreg.checkpoint import Checkpoints, load_best
 from entreg.folder import find_run, read_config, warn
-from entreg.rl import acting, episodes, naming
+from entreg.rl import acting, episodes, evaluation, games, matches, naming
 from entreg.rl.acting import Policy
 
 
@@ -62,6 +62,12 @@ def play(folder: Path, *, count: int = 5, temperature: float = 0.0, member: int 
         _check_animation(save)
     policy = load(folder, member)
     config: Mapping[str, Any] = read_config(folder)["config"]
+    if games.is_board(config["env"]):
+        if save is not None:
+            raise ValueError(f"save is {str(save)!r}, and {config['env']} draws no pictures; legal is play without it, which prints a board")
+        board = games.Board(config["env"], config["env_kwargs"])
+        yield from matches.told(board, lambda states: policy.act_all(*evaluation.views(board, states), temperature=temperature), count, seed)
+        return
     results = episodes.evaluate(
         config["env"],
         lambda observation, mask: policy.act_all(observation, mask, temperature=temperature),

@@ -210,6 +210,10 @@ class Run:
         """The state to go on from, as it was given to `checkpoint`; None for a new run."""
         return self._state
 
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return self._throttle.due(time.monotonic())
+
     def checkpoint(self, step: int, state: Callable[[], Mapping[str, Any]], *, force: bool = False) -> bool:
         """Save `state()` when it is time (`force`: in any case); whether it did.
 
@@ -302,12 +306,18 @@ class Run:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+        self._close()
+
+    def _close(self) -> None:
         self._progress.close()
         self._sinks.close()
         self._recorder.close()
         self._let_go()
         if self.settings.dry_run:
             shutil.rmtree(self.folder)
+
+    def _abandon(self) -> None:
+        self._progress.abandon()
 
     def _let_go(self) -> None:
         if self._lock is not None:
@@ -320,7 +330,7 @@ class Run:
                 os._exit(143)
             return
         if number == signal.SIGINT and self._stopped in ("SIGINT", "SIGTERM"):
-            self._progress.abandon()
+            self._abandon()
             os._exit(130)
         self._stopped, self._signalled = signal.Signals(number).name, time.monotonic()
         if not self.settings.quiet:

@@ -1,5 +1,6 @@
 """The on-policy recipes: known answers, populations, determinism, and what stops a run."""
 
+import importlib
 import json
 import math
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from entreg import functional, recipes, spelling
+from entreg import functional, spelling
 from entreg.checkpoint import Checkpoints
 from entreg.recipes import a2c, ppo, reinforce
 from entreg.record import read_records
@@ -202,9 +203,9 @@ def test_config_json_is_enough_to_run_it_again(tmp_path):
 def test_every_recipe_file_has_what_the_command_line_needs():
     from entreg import cli
 
-    assert set(cli.recipe_names()) == set(RECIPES)
+    assert set(RECIPES) <= set(cli.recipe_names())
     for name in cli.recipe_names():
-        module = getattr(recipes, name)
+        module = importlib.import_module(f"entreg.recipes.{name}")
         assert module.STATUS in ("stable", "experimental") and module.SUMMARY and callable(module.train)
 
 

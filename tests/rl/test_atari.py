@@ -6,7 +6,7 @@ import pytest
 import torch
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
-from entreg.rl import atari, environments, episodes, frames, naming
+from entreg.rl import atari, environments, episodes, naming, stacks
 from entreg.rl.heads import head_for
 from entreg.rl.rollout import Collector
 from entreg.rl.spaces import FrameStack, ObservationSpec
@@ -20,8 +20,8 @@ def made(n=1, env="ALE/Breakout-v5", **kwargs):
     return environments.make(env, seeds=[0], per_member=n, env_kwargs=kwargs)
 
 
-def played(game, world, steps, pads):
-    """Compare the same actions in both; `pads(stack, depth)` is what stands before an episode's first frame in `world`. Gives the largest difference, the ends."""
+def played(game, world, steps):
+    """Take the same actions in both and compare rewards and ends; gives the largest difference of observations, and when episodes ended."""
     observation, _ = game.reset()
     seen, _ = world.reset(seed=0)
     rng, differences, ends = np.random.default_rng(0), [], []
@@ -42,7 +42,7 @@ def played(game, world, steps, pads):
 
 
 def test_plain_environment_shows_what_the_vector_environment_shows():
-    difference, ends = played(made(**EXACT), naming.build(naming.find("ALE/Breakout-v5")[0], EXACT)[0], 450, None)
+    difference, ends = played(made(**EXACT), naming.build(naming.find("ALE/Breakout-v5")[0], EXACT)[0], 450)
     assert difference <= 1 and len(ends) == 2
 
 
@@ -50,7 +50,7 @@ def test_vector_environment_equals_gymnasiums_wrappers():
     pytest.importorskip("cv2")
     world = gymnasium.make("ALE/Breakout-v5", frameskip=1, repeat_action_probability=0.0)
     world = FrameStackObservation(AtariPreprocessing(world, noop_max=0), 4, padding_type="zero")
-    assert played(made(**EXACT), world, 450, None)[0] == 0
+    assert played(made(**EXACT), world, 450)[0] == 0
 
 
 def test_returns_are_scores_and_rewards_their_signs():
@@ -172,7 +172,7 @@ def test_stacks_of_a_rollout_are_the_naive_ones_across_borders_of_episodes_and_r
 
 
 def test_frames_are_kept_by_who_holds_them():
-    store = frames.Frames(1, 1, 1, ObservationSpec((4, 2, 2), image=True))
+    store = stacks.Frames(1, 1, 1, ObservationSpec((4, 2, 2), image=True))
     given = np.arange(16, dtype=np.uint8).reshape(1, 1, 4, 2, 2)
     store.write(0, given, np.ones((1, 1), bool))
     given[:] = 0

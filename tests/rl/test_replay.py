@@ -54,7 +54,7 @@ def assert_drawn(batch, expected):
 def test_it_is_a_list_of_the_newest_transitions(steps, capacity, per_member, masked, in_files):
     with memory_folder() as folder:
         kind = {"per_member": per_member, "capacity": capacity, "mask_size": 4 if masked else None}
-        place = folder / "replay" if in_files else None
+        place = folder if in_files else None
         replay, rounds, t, saves = make(place, **kind), [], 0, []
         keep = max(1, capacity // per_member)
         for number, step in enumerate(steps):
@@ -99,12 +99,12 @@ def test_files_that_left_the_ring_and_every_checkpoint_go(tmp_path):
         replay.add(**transition(t))
         if t % 5 == 0:
             replay.state_dict()
-        assert len(list(tmp_path.iterdir())) <= 5 + 8  # what the ring spans, and 15 rounds of three states
+        assert len(list((tmp_path / "replay").iterdir())) <= 5 + 8  # what the ring spans, and 15 rounds of three states
     for _ in range(3):
         replay.state_dict()
     for t in range(100, 103):
         replay.add(**transition(t))
-    assert len(list(tmp_path.iterdir())) <= 6
+    assert len(list((tmp_path / "replay").iterdir())) <= 6
     replay.close()
 
 
@@ -140,7 +140,7 @@ def test_a_missing_or_short_file_and_other_rows_are_named(tmp_path):
     replay.close()
     with pytest.raises(ValueError, match="rows are"):
         make(tmp_path, mask_size=40).load_state_dict(state)
-    file = sorted(tmp_path.iterdir())[-1]
+    file = sorted((tmp_path / "replay").iterdir())[-1]
     file.write_bytes(b"x")
     with pytest.raises(ValueError, match="too short"):
         make(tmp_path).load_state_dict(state)

@@ -127,6 +127,28 @@ class Echo(gymnasium.Env):
         return self.observation_space.sample(), self.reward, False, False, {}
 
 
+class Maze(gymnasium.Env):
+    """Four states, three actions, no chance: where each action leads, and its reward; state 3 is the end. A tabular method can say everything about it."""
+
+    NEXT = np.array([[1, 0, 2], [2, 0, 3], [3, 1, 0], [3, 3, 3]])
+    REWARD = np.array([[0.0, -0.2, 0.3], [0.5, 0.1, 1.0], [1.5, 0.0, -0.5], [0.0, 0.0, 0.0]])
+    observation_space = spaces.Discrete(4)
+    action_space = spaces.Discrete(3)
+
+    def __init__(self, longest: int = 10) -> None:
+        self.state, self.t, self.longest = 0, 0, longest
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.state, self.t = int(self.np_random.integers(3)), 0
+        return self.state, {}
+
+    def step(self, action: int) -> tuple[int, float, bool, bool, dict[str, Any]]:
+        reward, self.state = float(self.REWARD[self.state, action]), int(self.NEXT[self.state, action])
+        self.t += 1
+        return self.state, reward, self.state == 3, self.t == self.longest, {}
+
+
 class Printed(Reveal):
     """`Reveal` that renders as text."""
 
@@ -156,6 +178,7 @@ WORLDS = {
     "Cut-v0": Cut,
     "MaskedHeads-v0": MaskedHeads,
     "Echo-v0": Echo,
+    "Maze-v0": Maze,
     "Printed-v0": Printed,
     "Broken-v0": Broken,
 }

@@ -13,11 +13,12 @@ from entreg.functional.categorical import (
 from entreg.functional.continuous import gaussian_entropy, gaussian_kl, multivariate_gaussian_entropy, tanh_gaussian_entropy, tanh_log_det
 from entreg.functional.estimators import k1, k2, k3
 from entreg.functional.families import SHANNON, Family, curvature, min_entropy, renyi, tsallis
-from entreg.functional.losses import policy_gradient, ppo_clip
+from entreg.functional.losses import policy_gradient, ppo_clip, soft_actor, soft_target
 from entreg.functional.marginal import Marginal, RunningMarginal, log_marginal, marginal_entropy, marginal_kl
 from entreg.functional.reduce import Tally, tally
 from entreg.functional.samples import knn_entropy, parzen, sampled, score_function_bonus
 from entreg.functional.soft import soft_backup, soft_policy, soft_value
+from entreg.functional.values import double_value, greedy_value, huber, munchausen_bonus, policy_value
 
 __all__ = [
     "SHANNON",
@@ -32,8 +33,11 @@ __all__ = [
     "categorical_stats",
     "clamped_entropy",
     "curvature",
+    "double_value",
     "gaussian_entropy",
     "gaussian_kl",
+    "greedy_value",
+    "huber",
     "k1",
     "k2",
     "k3",
@@ -43,15 +47,19 @@ __all__ = [
     "marginal_kl",
     "min_entropy",
     "multivariate_gaussian_entropy",
+    "munchausen_bonus",
     "parzen",
     "policy_gradient",
+    "policy_value",
     "ppo_clip",
     "renyi",
     "renyi_divergence",
     "sampled",
     "score_function_bonus",
+    "soft_actor",
     "soft_backup",
     "soft_policy",
+    "soft_target",
     "soft_value",
     "tally",
     "tanh_gaussian_entropy",

@@ -73,7 +73,12 @@ class MDP:
 
     def with_reward(self, reward: Tensor) -> "MDP":
         """The same process with another reward `[S, A]`, 0 in terminal states whatever is given there."""
-        return MDP(self.transitions, torch.where(self.terminal[:, None], 0, _floats("reward", reward)), self.terminal, self.initial)
+        given = _floats("reward", reward)
+        if given.shape != self.reward.shape:
+            raise ValueError(f"reward: got shape {tuple(given.shape)}, legal is {tuple(self.reward.shape)}")
+        made = object.__new__(MDP)  # the rest has been checked: a gradient step of inverse reinforcement learning makes one of these
+        made.__dict__.update(self.__dict__, reward=torch.where(self.terminal[:, None], 0, given))
+        return made
 
     def expected(self, value: Tensor) -> Tensor:
         """Expectation of a state's `value` after a step: `[S] -> [S, A]`."""

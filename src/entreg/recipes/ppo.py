@@ -67,22 +67,23 @@ def update(learner: Learner, config: Config, rollout: Rollout, clip: float) -> N
             kl = learner.head.kl(batch.outputs, outputs, batch.mask)
             policy_loss = policy_loss + config.kl_coef * kl
             if config.target_kl is not None:
-                active &= kl.detach().mean(1) <= 1.5 * config.target_kl
+                active &= learner.ranks.mean(kl.detach(), batch.weight) <= 1.5 * config.target_kl
                 if not active.any():
                     return
-        learner.gradient_step(outputs, policy_loss, (value - batch.returns).square(), entropy, active)
+        learner.gradient_step(outputs, policy_loss, (value - batch.returns).square(), entropy, active, batch.weight)
 
 
 def minibatches(learner: Learner, config: Config, rollout: Rollout) -> Iterator[Rollout]:
     """The minibatches of all epochs, with advantages as the loss takes them."""
-    items = rollout.advantage.shape[1]
+    items = rollout.advantage.shape[1] * learner.ranks.part.of
     whole = rollout._replace(advantage=learner.advantage(rollout))
     for order in torch.from_numpy(learner.streams.orders(config.epochs, items)).unbind(1):
         if config.batch_size >= items:  # one minibatch that holds everything needs no order
             yield whole
             continue
         for part in order.split(config.batch_size, dim=1):
-            batch = rollout.take(part)
+            own, weight = learner.ranks.take(part, config.environments)
+            batch = rollout.take(own)._replace(weight=weight)
             yield batch._replace(advantage=learner.advantage(batch))
 
 

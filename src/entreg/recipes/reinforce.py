@@ -33,15 +33,15 @@ def train(config: Config, run: Run | None = None) -> Summary:
         for rollout in learner.rollouts():
             outputs, value = learner.network.both(rollout.observation)
             log_prob, entropy = learner.families.stats(learner.head, outputs, rollout.action, rollout.mask)
-            policy_loss = functional.policy_gradient(log_prob, learner.advantage(with_baseline(rollout, config.baseline)))
+            policy_loss = functional.policy_gradient(log_prob, learner.advantage(with_baseline(learner, rollout, config.baseline)))
             learner.gradient_step(outputs, policy_loss, (value - rollout.returns).square(), entropy)
         return learner.finish()
 
 
-def with_baseline(rollout: Rollout, baseline: str) -> Rollout:
+def with_baseline(learner: Learner, rollout: Rollout, baseline: str) -> Rollout:
     """The rollout with its advantages measured against `baseline` instead of the value."""
     if baseline == "none":
         return rollout._replace(advantage=rollout.returns)
     if baseline == "mean":
-        return rollout._replace(advantage=rollout.returns - rollout.returns.mean(1, keepdim=True))
+        return rollout._replace(advantage=rollout.returns - learner.ranks.mean(rollout.returns)[:, None])
     return rollout

@@ -1,6 +1,7 @@
-"""`report.html`: one self-contained page that shows what a run did, from its `config.json` and `records.jsonl` alone.
+"""`report.html`: one self-contained page that shows what a run did, from its `config.json`, `records.jsonl`
+and, where a recipe wrote one, `heatmaps.json` alone.
 
-    data.py      the folder -> series, groups, curves        verdict.py   -> sentences      figures.py, members.py   -> pictures
+    data.py      the folder -> series, groups, curves        verdict.py   -> sentences      figures.py, members.py, heatmaps.py   -> pictures
     page.py      -> HTML (markup.py escapes), with page.css and page.js; plotly.js stands inside, so that the page opens without a network
 
 The page is made for whatever was logged: recipes of this package, or any loop with a `Recorder`.

@@ -67,6 +67,9 @@ MORE = {
     "learning_rate": ("Learning rate", "learning rate"),
     "loss/policy": ("Policy loss", "loss"),
     "loss/value": ("Value loss", "loss"),
+    "feature_gap": ("Feature gap, L1", "discounted counts"),
+    "log_likelihood": ("Log-likelihood of the demonstrations", "nats an action"),
+    "eval/value_difference": ("Value difference to the optimal policy", "share of the uniform policy's"),
     "steps_per_second": ("Speed, all members together", "steps / s"),
 }
 

@@ -9,7 +9,7 @@ from string import Template
 from typing import Any
 
 from entreg import statistics
-from entreg.report import members, verdict
+from entreg.report import heatmaps, members, verdict
 from entreg.report.data import Data, text
 from entreg.report.figures import Figure, colours, figures, measured_once, metric_of, visible
 from entreg.report.markup import Markup, duration, embedded, join, number, table, tag
@@ -30,6 +30,8 @@ PAGE = Template("""<!DOCTYPE html>
 def render(data: Data, folder: Path, plotly: str) -> str:
     """The whole page as HTML; `plotly` is the source of plotly.js, left out where nothing is plotted."""
     main, more = figures(data)
+    maps, notes = heatmaps.read(folder)
+    data = data._replace(notes=[*data.notes, *notes])
     title = _title(data, folder)
     sections = [
         _header(data, title, folder),
@@ -37,6 +39,7 @@ def render(data: Data, folder: Path, plotly: str) -> str:
         _results(data),
         *_curves(data, main),
         *_members(data),
+        *_maps(maps, start=len(main) + len(more)),
         *_further(more, start=len(main)),
         *_once(data),
         *_events(data),
@@ -47,8 +50,8 @@ def render(data: Data, folder: Path, plotly: str) -> str:
         title=join([title]),
         style=_file("page.css"),
         body=join(sections),
-        figures=embedded([one.plot for one in [*main, *more]]),
-        plotly=plotly if main or more else "",
+        figures=embedded([one.plot for one in [*main, *more, *maps]]),
+        plotly=plotly if main or more or maps else "",
         script=_file("page.js"),
     )
 
@@ -205,6 +208,11 @@ def _members(data: Data) -> list[Markup]:
     first = f" The first {members.SHOWN} are shown." if len(judged.series) > members.SHOWN else ""
     words = f"Coloured: {judged.name}, all on one scale, with its last value{grey}.{first}"
     return [tag("section", tag("h2", "Members"), tag("p.note", words), *blocks)]
+
+
+def _maps(shown: list[Figure], start: int) -> list[Markup]:
+    plots = [_plot(one, start + index) for index, one in enumerate(shown)]
+    return [tag("section", tag("h2", "Maps"), tag("div.plots.small", *plots))] if plots else []
 
 
 def _further(shown: list[Figure], start: int) -> list[Markup]:

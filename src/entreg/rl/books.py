@@ -87,14 +87,20 @@ class Books:
         return result
 
     @torch.no_grad()
+    def measure(self, outputs: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The mean Shannon entropies `(M,)` of `outputs (M, N, K)`, and the largest there could be, `(M,)` or one for all; None where there is none."""
+        largest = self.head.max_entropy(SHANNON, mask)
+        return self.head.entropy(outputs, SHANNON, mask).mean(1), largest if mask is None or largest is None else largest.mean(1)
+
     def rows(self, outputs: Tensor, mask: Tensor | None, steps: int) -> list[dict[str, float]]:
         """One training record a member: the books and the Shannon entropy of `outputs (M, N, K)`."""
-        shannon = self.head.entropy(outputs, SHANNON, mask).mean(1)
-        largest = self.head.max_entropy(SHANNON, mask)
+        return self.lines(*self.measure(outputs, mask), steps)
+
+    def lines(self, shannon: Tensor, largest: Tensor | None, steps: int) -> list[dict[str, float]]:
+        """One training record a member: the books and what `measure` gave."""
         columns = {"entropy": shannon, "entropy/perplexity": shannon.exp()}
         if largest is not None:
-            fraction = shannon / (largest if mask is None else largest.mean(1)).clamp_min(1e-12)
-            columns["entropy/max"] = fraction
+            columns["entropy/max"] = shannon / largest.clamp_min(1e-12)
         now = time.perf_counter()
         speed = (steps - self._steps) * len(self.members) / max(now - self._clock, 1e-9)
         self._clock, self._steps = now, steps

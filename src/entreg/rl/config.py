@@ -95,6 +95,16 @@ class OnPolicyConfig(StudyConfig):
     """Actor and critic share the hidden layers; convolutions they always share."""
     precision: Precision = "float32"
     """Of the convolutions of images; bfloat16 pays where the processor has AVX512-BF16 or AMX."""
+    intrinsic: Literal["none", "icm", "rnd", "count", "state_entropy"] = "none"
+    """A reward for what is new: error of a forward model, error at imitating a random network, visit counts, distance to other states."""
+    intrinsic_coef: str = "linear(1, 0)"
+    """Its weight, a number or a schedule over the run; it is scaled by the standard deviation of its own discounted sum before."""
+    intrinsic_order: float = 0.5
+    """Rényi order of state_entropy, in (0, 1]."""
+    intrinsic_k: int = 3
+    """Which nearest neighbour state_entropy measures the distance to."""
+    intrinsic_lr: float = 0.001
+    """Learning rate of the networks of icm and rnd."""
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ __all__ = ["ActionSpec", "Environments", "ObservationSpec", "Step", "make"]
 Mode = Literal["auto", "sync", "async"]
 
 
-def make(env: str, *, seeds: Sequence[int], per_member: int, mode: Mode = "auto", env_kwargs: Mapping[str, Any] | None = None) -> Environments:
-    """The environments of a population: `per_member` for each member's seed, of a Gymnasium id or `module:Id`.
+def make(env: str, *, seeds: Sequence[int], per_member: int, first: int = 0, mode: Mode = "auto", env_kwargs: Mapping[str, Any] | None = None) -> Environments:
+    """The environments of a population: `per_member` for each member's seed, of a Gymnasium id or `module:Id`, counted from `first`.
 
     `mode` "auto" takes the vectorised CartPole or Atari game where that is meant and a loop in this process elsewhere; "sync" always the loop,
     "async" one process an environment. All three give the same numbers; games are for "auto". `env_kwargs` go to the environment (and
@@ -50,7 +50,7 @@ def make(env: str, *, seeds: Sequence[int], per_member: int, mode: Mode = "auto"
         raise ValueError(f"seeds must be one or more integers >= 0, got {list(seeds)}")
     spec, notes = naming.find(env)
     kwargs = dict(env_kwargs or {})
-    own = [environment_seed(seed, index) for seed in seeds for index in range(per_member)]
+    own = [environment_seed(seed, index) for seed in seeds for index in range(first, first + per_member)]
     if is_picture(spec, kwargs):
         if mode != "auto":
             raise ValueError(f"{spec.id} runs in a vector environment of its own: mode must be 'auto', got {mode!r}")

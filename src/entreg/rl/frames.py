@@ -1,68 +1,188 @@
-"""Stacks of frames of which each is held once.
+"""A replay for stacks of images that stores every frame once and puts the stacks together when they are drawn.
 
-Shapes: M members, T steps, n environments of each, N = T n items of a member, S frames of a stack, H W pixels. A stack holds the last S frames, oldest first;
-what lies before an episode's first frame is blank (0), as in `ale_py`'s vector environment and stable-baselines3.
+Shapes: M members, n environments of each, L = M n lanes, S frames of a stack; an observation `(S c, H, W)` is its S frames of c channels, the newest last.
+Every step is a round of rows in the store. Where an episode ended, one more round holds the final frames; it is no step and is not drawn. A stack that
+reaches back over the begin of its episode repeats the first frame or holds zeros, whichever the environment's own first observation does.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from entreg.rl.replay import FOLDER, Batch, layout
+from entreg.rl.segments import PARTS, Files, Memory, require_room
 from entreg.rl.spaces import ObservationSpec
 
 
-@dataclass(frozen=True, eq=False)
-class Stacks:
-    """Observations `[M, N, S, H, W]` as rows `index [M, N, S]` of `frames [R, H, W]`; networks read them as they read a tensor."""
+class FrameReplay:
+    """`Replay` for images of `stack` frames: the newest `capacity` of every member, a final frame counting as one.
 
-    frames: Tensor
-    index: Tensor
-
-    def take(self, order: Tensor) -> "Stacks":
-        """The items `order [M, B]` of each member."""
-        return Stacks(self.frames, self.index.take_along_dim(order[..., None], 1))
-
-    def tensor(self) -> Tensor:
-        """The observations themselves."""
-        found: Tensor = self.frames[self.index]
-        return found
-
-
-class Frames:
-    """The frames of one rollout: T + S - 1 of each environment, and the blank one, row 0.
-
-    >>> store = Frames(1, 2, 1, ObservationSpec((2, 1, 1), image=True))
-    >>> store.write(0, np.array([3, 4], np.uint8).reshape(1, 1, 2, 1, 1), np.array([[False]]))
-    >>> store.write(1, np.array([0, 5], np.uint8).reshape(1, 1, 2, 1, 1), np.array([[True]]))
-    >>> store.stacks().tensor().flatten().tolist(), len(store.stacks().frames)
-    ([3, 4, 0, 5], 4)
+    Raises: `ValueError` where it does not fit, for channels that are no whole number of frames, and for a first observation that is no stack.
     """
 
-    def __init__(self, members: int, steps: int, per_member: int, spec: ObservationSpec) -> None:
-        self.depth, height, width = spec.shape
-        self._shape = members, steps + self.depth - 1, per_member
-        self._frames = np.zeros((1 + int(np.prod(self._shape)), height, width), np.uint8)
-        self._rows = self._frames[1:].reshape(*self._shape, height, width)
-        self._first = np.full(
-            (members, steps, per_member), -self.depth
-        )  # when the episode of an observation began; earlier than the history: before the rollout
+    def __init__(
+        self,
+        members: int,
+        per_member: int,
+        capacity: int,
+        observation: ObservationSpec,
+        action: tuple[tuple[int, ...], np.dtype[Any] | type],
+        *,
+        folder: Path | None = None,
+        stack: int = 4,
+    ) -> None:
+        channels, height, width = observation.shape
+        if stack < 1 or channels % stack or not observation.image:
+            raise ValueError(f"stack must divide the {channels} channels of images, got {stack}")
+        if min(members, per_member, capacity) < 1:
+            raise ValueError(f"members, per_member, capacity must be at least 1, got {members}, {per_member}, {capacity}")
+        self.members, self.per_member, self.stack = members, per_member, stack
+        frame = channels // stack, height, width
+        flags = dict.fromkeys(("terminated", "ended", "final", "zeros"), ((), np.bool_))
+        parts: dict[str, Any] = {"frame": (frame, np.uint8), "action": action, "reward": ((), np.float32), "age": ((), np.uint8), **flags}
+        self._fields, size = layout(parts)
+        lanes, rounds = members * per_member, max(2, capacity // per_member) + stack
+        need = lanes * size * (rounds if folder is None else rounds + 2 * -(-rounds // PARTS))
+        require_room(need, f"a replay of {capacity} frames of {members} members", folder)
+        self._store = Memory(lanes, size, rounds) if folder is None else Files(lanes, size, rounds, folder / FOLDER)
+        self._row = np.zeros((lanes, size), np.uint8)
+        self._parts = {name: field.of(self._row) for name, field in self._fields.items()}
+        self._round_of = np.zeros(rounds, np.int64)  # the round of every step, a ring by the number of the step
+        self._steps = self._first = 0
+        self._cuts: list[int] = []  # steps after which all open episodes were lost
+        self._age, self._zeros = np.zeros(lanes, np.int64), np.zeros(lanes, bool)
+        self._next = np.zeros((lanes, *frame), np.uint8)  # the frames after the newest step
 
-    def write(self, t: int, observation: np.ndarray, began: np.ndarray) -> None:
-        """The stacks `[M, n, S, H, W]` of step t, in order; `began [M, n]` where they are the first ones of an episode."""
-        if t == 0:  # with what came before, blank where nothing did
-            self._rows[:, : self.depth] = observation.swapaxes(1, 2)
-            return
-        self._rows[:, t + self.depth - 1] = observation[:, :, -1]
-        self._first[:, t] = np.where(began, t, self._first[:, t - 1])
+    def __len__(self) -> int:
+        """Transitions of each member that can be drawn."""
+        first, end = self._window()
+        return (end - first) * self.per_member
 
-    def stacks(self) -> Stacks:
-        """All observations, `[M, T n]` of them."""
-        members, held, per_member = self._shape
-        rows = np.arange(1, len(self._frames)).reshape(members, held, 1, per_member)
-        time = np.arange(self._first.shape[1])
-        at = time[:, None] + np.arange(self.depth)  # [T, S]: of the frames held
-        index = rows[:, at, 0].swapaxes(2, 3)  # [M, T, n, S]
-        index = np.where((at - self.depth + 1)[None, :, None] >= self._first[..., None], index, 0)
-        return Stacks(torch.from_numpy(self._frames), torch.from_numpy(index.reshape(members, -1, self.depth)))
+    def _window(self) -> tuple[int, int]:
+        """The steps whose whole stacks are in the ring."""
+        oldest, size = max(0, self._store.count - self._store.rounds), len(self._round_of)
+        self._first = max(self._first, self._steps - size)
+        while self._first < self._steps and self._round_of[self._first % size] < oldest:
+            self._first += 1
+        return (min(self._first + self.stack - 1, self._steps) if oldest else self._first), self._steps
+
+    def add(
+        self,
+        observation: np.ndarray,
+        action: np.ndarray,
+        reward: np.ndarray,
+        terminated: np.ndarray,
+        truncated: np.ndarray,
+        next_observation: np.ndarray,
+        mask: np.ndarray | None = None,
+        next_mask: np.ndarray | None = None,
+    ) -> None:
+        """Add one transition of every environment, `[M, n, ...]`; `next_observation` is the final one where an episode ended."""
+        assert mask is None and next_mask is None, "images come without masks"
+        frames = self._frames(observation)
+        for lane in np.flatnonzero(self._age == 0):
+            self._zeros[lane] = self._begins_with_zeros(frames[lane])
+        ended = (terminated | truncated).ravel()
+        row = {"frame": frames[:, -1], "age": np.minimum(self._age, self.stack - 1), "zeros": self._zeros, "ended": ended, "final": np.zeros_like(ended)}
+        for name, values in {**row, "action": action, "reward": reward, "terminated": terminated}.items():
+            self._parts[name][...] = values.reshape(self._parts[name].shape)
+        self._round_of[self._steps % len(self._round_of)] = self._store.count
+        self._steps += 1
+        self._store.append(self._row)
+        self._next[...] = self._frames(next_observation)[:, -1]
+        self._age = np.where(ended, 0, self._age + 1)
+        if ended.any():
+            self._add_final()
+
+    def _frames(self, observation: np.ndarray) -> np.ndarray:
+        return observation.reshape(len(self._row), self.stack, *self._parts["frame"].shape[1:])
+
+    def _begins_with_zeros(self, frames: np.ndarray) -> bool:
+        """Whether the first stack `[S, ...]` of an episode is filled with zeros, else with its frame."""
+        if not frames[:-1].any():
+            return True
+        if (frames[:-1] == frames[-1]).all():
+            return False
+        raise ValueError(f"stack is {self.stack}, but an episode's first observation is neither its frame repeated nor zeros before it")
+
+    def _add_final(self) -> None:
+        self._parts["frame"][...] = self._next
+        self._parts["final"][...] = True
+        self._store.append(self._row)
+
+    def sample(self, generators: Sequence[np.random.Generator], batch: int) -> Batch:
+        """`batch` transitions of every member with replacement, each member's by its own generator alone."""
+        first, end = self._window()
+        if first == end:
+            raise ValueError("replay: nothing to draw from yet; legal is sample() after add()")
+        drawn = np.stack([generator.integers(0, (end - first) * self.per_member, batch) for generator in generators])
+        steps, environment = np.divmod(drawn, self.per_member)
+        lanes = (np.arange(self.members)[:, None] * self.per_member + environment).ravel()
+        steps = steps.ravel() + first
+        newest = self._rows(steps, lanes)
+        stack, following = self._stacks(newest, steps, lanes)
+        shape = self.members, batch
+
+        def tensor(values: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(np.ascontiguousarray(values).reshape(*shape, *values.shape[1:]))
+
+        action, reward, terminated = (tensor(self._fields[name].of(newest)) for name in ("action", "reward", "terminated"))
+        return Batch(tensor(stack), action, reward, terminated, tensor(following), None, None)
+
+    def _rows(self, steps: np.ndarray, lanes: np.ndarray, *, after: int = 0) -> np.ndarray:
+        """The rows of these steps, or of the rounds `after` them."""
+        return self._store.take(self._round_of[steps % len(self._round_of)] + after, lanes)
+
+    def _stacks(self, newest: np.ndarray, steps: np.ndarray, lanes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Observations and next observations `(K, S c, H, W)` of the steps whose rows are `newest`."""
+        frame, age = self._fields["frame"], self._fields["age"].of(newest).astype(np.int64)
+        empty = self._fields["zeros"].of(newest)
+        frames = np.empty((len(steps), self.stack + 1, *frame.shape), np.uint8)
+        frames[:, -2] = frame.of(newest)
+        for back in range(1, self.stack):
+            part = frame.of(self._rows(steps - np.minimum(back, age), lanes))
+            frames[:, -2 - back] = part
+            frames[(back > age) & empty, -2 - back] = 0
+        ended, last = self._fields["ended"].of(newest) | np.isin(steps, self._cuts), steps == self._steps - 1
+        open_end = last & ~ended
+        frames[open_end, -1] = self._next[lanes[open_end]]
+        for chosen, shift, after in ((ended, 0, 1), (~ended & ~last, 1, 0)):
+            frames[chosen, -1] = frame.of(self._rows(steps[chosen] + shift, lanes[chosen], after=after))
+        flat = (len(steps), self.stack * frame.shape[0], *frame.shape[1:])
+        return frames[:, :-1].reshape(flat), frames[:, 1:].reshape(flat)
+
+    def restarted(self) -> None:
+        """Open episodes were lost: what is added next begins new ones."""
+        if self._steps:
+            if self._round_of[(self._steps - 1) % len(self._round_of)] == self._store.count - 1:  # else its final frames are there
+                self._add_final()
+            self._cuts.append(self._steps - 1)
+            self._age[...] = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The length (in memory: the rows too) and the frames after the newest step; files are on the disk when this returns."""
+        lanes = {"age": self._age.copy(), "zeros": self._zeros.copy(), "next": self._next.copy()}
+        self._cuts = [step for step in self._cuts if step >= self._window()[0]]
+        counts = {"steps": self._steps, "cuts": list(self._cuts)}
+        return {"store": self._store.state_dict(), "row": [self._store.lanes, self._store.width], **counts, **lanes}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken; what was added since is cut off. `ValueError` where files are missing or rows are of another kind."""
+        if list(state["row"]) != [self._store.lanes, self._store.width]:
+            raise ValueError(f"replay: rows are {state['row']} (lanes, bytes) in the checkpoint and {[self._store.lanes, self._store.width]} here")
+        self._store.load_state_dict(state["store"])
+        self._steps, self._cuts = state["steps"], list(state["cuts"])
+        self._age, self._zeros, self._next = state["age"].copy(), state["zeros"].copy(), state["next"].copy()
+        live = np.arange(max(0, self._store.count - self._store.rounds), self._store.count)
+        parts = np.array_split(live, 1 + len(live) // 256)  # whole rows are read: a few megabytes at a time
+        final = [self._fields["final"].of(self._store.take(part, np.zeros_like(part))) for part in parts]
+        rounds = live[~np.concatenate(final)]
+        self._first = self._steps - len(rounds)
+        self._round_of[np.arange(self._first, self._steps) % len(self._round_of)] = rounds
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._store.close()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from entreg.rl import fused
 from entreg.rl.learner import Learner, Rollout
+from entreg.stacked import StackedAdam
 
 
 class FusedPPO:
@@ -22,6 +23,8 @@ class FusedPPO:
         self.layout = fused.Layout((*sizes, architecture.outputs), (*sizes, 1), "relu" if architecture.activation == "relu" else "tanh")
         self.parameters = parameters.data.numpy()
         optimizer = learner.optimizer
+        assert isinstance(optimizer, StackedAdam)
+        self.optimizer = optimizer
         self.adam = fused.Adam(optimizer.first.numpy(), optimizer.second.numpy(), optimizer.steps.numpy())
         learner.act = self.act
         learner.network.shortcut = self.both
@@ -62,8 +65,8 @@ class FusedPPO:
             value_coef=config.value_coef,
             max_grad_norm=config.max_grad_norm,
             normalize_advantage=config.normalise_advantage,
-            betas=learner.optimizer.betas,
-            eps=learner.optimizer.eps,
+            betas=self.optimizer.betas,
+            eps=self.optimizer.eps,
             threads=learner.run.settings.threads,
         )
         learner.check(loss=stats.policy_loss, value_loss=stats.value_loss, parameters=self.parameters)
@@ -76,6 +79,7 @@ class FusedPPO:
 def _check(learner: Learner) -> None:
     architecture, spec = learner.network.architecture, learner.head.spec
     reasons = {
+        "one rank": learner.ranks.part.of == 1,
         "actions of one discrete head": spec.kind == "discrete",
         "observations that are vectors": not architecture.image,
         "hidden layers that are not shared": not architecture.shared,

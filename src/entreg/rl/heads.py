@@ -174,6 +174,13 @@ class TanhGaussian(Gaussian):
     def sample(self, outputs: np.ndarray, noise: np.ndarray, mask: np.ndarray | None, temperature: float = 1.0) -> np.ndarray:
         return super().sample(self._clamped(torch.from_numpy(outputs)).numpy(), noise, mask, temperature)
 
+    def drawn(self, outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Squashed actions `(M, N, A)` in [-1, 1] that move with the outputs, and their log-probability `(M, N)`, from standard normal noise `(M, N, A)`."""
+        mean, log_std = self._clamped(outputs).chunk(2, dim=-1)
+        u = mean + log_std.exp() * noise
+        log_prob = (-0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi) - functional.tanh_log_det(u)).sum(-1)
+        return u.tanh(), log_prob
+
     def stats(self, outputs: Tensor, action: Tensor, family: Family, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         mean, log_std = self._clamped(outputs).chunk(2, dim=-1)
         log_prob = _normal_log_prob(action, mean, log_std) - functional.tanh_log_det(action).sum(-1)

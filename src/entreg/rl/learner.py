@@ -6,20 +6,23 @@ A recipe is a loop over `learner.rollouts()` that turns each rollout into calls 
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from entreg import stacked
-from entreg.rl import advantages, population
+from entreg.rl import advantages, intrinsic, population
 from entreg.rl.config import OnPolicyConfig, check
-from entreg.rl.frames import Stacks
+from entreg.rl.environments import ActionSpec
 from entreg.rl.heads import Head, head_for
 from entreg.rl.networks import ActorCritic, Architecture
 from entreg.rl.normalize import RewardScaler, RunningMoments
+from entreg.rl.part import Part
+from entreg.rl.ranks import here, run_for
 from entreg.rl.rollout import Act, Collector, Experience, next_values
+from entreg.rl.stacks import Stacks
 from entreg.rl.study import LOG_LINES, Study
 from entreg.run import Run
 
@@ -35,6 +38,7 @@ class Rollout(NamedTuple):
     value: Tensor
     advantage: Tensor
     returns: Tensor
+    weight: Tensor | None = None  # [M, B], 1 where an item counts; None: all do
 
     def take(self, order: Tensor) -> "Rollout":
         """The items `order [M, B]` of each member."""
@@ -46,35 +50,67 @@ class Rollout(NamedTuple):
         return Rollout(observation, *flat)  # type: ignore[arg-type]
 
 
+class Optimizer(Protocol):
+    """Moves parameters by their gradients."""
+
+    def step(self, lr: float, active: Tensor | None = None) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
 class Learner(Study):
-    """The population, its experience and its books."""
+    """The population, its experience and its books. `part` says which part of the experience this process makes, where several work together."""
 
     config: OnPolicyConfig
 
-    def __init__(self, recipe: str, config: OnPolicyConfig, run: Run | None, *, schedules: Mapping[str, str] | None = None) -> None:
+    def __init__(self, recipe: str, config: OnPolicyConfig, run: Run | None, *, schedules: Mapping[str, str] | None = None, part: Part | None = None) -> None:
         check(config)
-        run = run if run is not None else Run()
-        updates = 2 if run.settings.dry_run else math.ceil(config.steps / (config.environments * config.rollout))
-        super().__init__(recipe, config, run, head=lambda spec: head_for(spec, squash=config.squash), coef=_default_coef, updates=updates, schedules=schedules)
-        scaler = RewardScaler(len(self.members), config.environments, config.gamma) if config.normalise_reward else None
-        self.collector = Collector(self.environments, len(self.members), self.head, normalise_observation=config.normalise_observation, reward_scaler=scaler)
+        run = run_for(run) if part is None else run if run is not None else Run()
+        updates = 2 if run.settings.dry_run else math.ceil(config.steps / (config.environments * config.rollout * (part or here().part).of))
+        self.intrinsic: intrinsic.Intrinsic | None = None
+        novel = intrinsic.Settings(config.intrinsic, config.intrinsic_order, config.intrinsic_k, config.intrinsic_lr)
+        novel.check((part or here().part).of)
+        if novel.kind != "none":
+            schedules = {**(schedules or {}), "intrinsic_coef": config.intrinsic_coef}
+
+        def head(spec: ActionSpec) -> Head:
+            return head_for(spec, squash=config.squash)
+
+        super().__init__(recipe, config, run, head=head, coef=_default_coef, updates=updates, schedules=schedules, part=part)
+        seeds = [member.seed for member in self.members]
+        self.collector = Collector(
+            self.environments,
+            len(seeds),
+            self.head,
+            normalise_observation=config.normalise_observation,
+            reward_scaler=RewardScaler(len(seeds), config.environments, config.gamma, self.ranks) if config.normalise_reward else None,
+            ranks=self.ranks,
+            keep=novel.kind != "none",
+        )
+        if novel.kind != "none":
+            self.intrinsic = intrinsic.Intrinsic(novel, seeds, config.environments, self.environments.observation_spec, self.head, config.gamma)
         shape, image = self.environments.observation_spec
         architecture = Architecture(shape, image, self.head.outputs, config.hidden, config.activation, self.head.log_std)
         architecture = architecture._replace(shared=config.shared, precision=config.precision)
-        generators = population.weight_generators([member.seed for member in self.members])
+        generators = population.weight_generators(seeds)
         self.network = ActorCritic(architecture, generators, log_std=config.log_std)
-        self.optimizer = stacked.StackedAdam(self.network.parameters)
+        self.optimizer: Optimizer = stacked.StackedAdam(self.network.parameters)
         self.act: Act = self._act
+
+    @property
+    def steps_per_update(self) -> int:
+        """Environment steps that each member takes for an update, over all processes."""
+        return self.config.environments * self.config.rollout * self.part.of
 
     @property
     def step(self) -> int:
         """Environment steps that each member has taken."""
-        return self.update * self.config.environments * self.config.rollout
+        return self.update * self.steps_per_update
 
     @property
     def steps(self) -> int:
         """Environment steps that each member takes in the whole run."""
-        return self.updates * self.config.environments * self.config.rollout
+        return self.updates * self.steps_per_update
 
     @property
     def moments(self) -> RunningMoments | None:
@@ -91,61 +127,77 @@ class Learner(Study):
             self._end_update(rollout)
             before = self.step
             self.update += 1
-            if self.update % max(1, self.updates // LOG_LINES) == 0 or self.update == self.updates:
+            if self.recording:
                 self.record(rollout.outputs, rollout.mask)
             for schedule in self.schedules.values():
                 schedule.step()
             self.evaluate_and_save(before)
 
+    @property
+    def recording(self) -> bool:
+        """Whether a training record is written after this update."""
+        return self.update % max(1, self.updates // LOG_LINES) == 0 or self.update == self.updates
+
     @torch.no_grad()
     def _end_update(self, rollout: Rollout) -> None:
         """Measure how far the policies moved, and step every member's controller."""
         outputs = self.network.actor(rollout.observation)
-        self.books.end(self.head.kl(rollout.outputs, outputs, rollout.mask).mean(1).numpy())
+        self.books.end(self.ranks.mean(self.head.kl(rollout.outputs, outputs, rollout.mask)).numpy())
         self.step_controllers()
 
-    def gradient_step(self, outputs: Tensor, policy_loss: Tensor, value_loss: Tensor, entropy: Tensor, active: Tensor | None = None) -> None:
+    def gradient_step(
+        self,
+        outputs: Tensor,
+        policy_loss: Tensor,
+        value_loss: Tensor,
+        entropy: Tensor,
+        active: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> None:
         """One Adam step on mean policy loss + value_coef x mean value loss + bonus, each member by itself.
 
         All losses and entropies are `(M, B)`; `outputs (M, B, K)` are the policy's, of whose gradient the bonus's share is measured once a
-        rollout. Members outside the boolean `active [M]` stay as they are.
+        rollout. Members outside the boolean `active [M]` stay as they are. Items of `weight (M, B)` 0 do not count; means are over all ranks.
         """
-        items = policy_loss.shape[1]
-        means = torch.stack([part.detach() for part in (policy_loss, value_loss, entropy)]).mean(2)
+        items = policy_loss.shape[1] * self.ranks.part.of if weight is None else int(self.ranks.count(weight)[0])
+        means = self.ranks.mean(torch.stack([part.detach() for part in (policy_loss, value_loss, entropy)]), weight)
         self.check(loss=means)
         signed = population.observe(self.regularizers, means[2], items)
-        policy = policy_loss, torch.full_like(policy_loss, 1 / items)
-        value = value_loss, torch.full_like(value_loss, self.config.value_coef / items)
-        bonus = entropy, (signed / items).expand_as(entropy)
+        policy, value = _weighed(policy_loss, 1 / items, weight), _weighed(value_loss, self.config.value_coef / items, weight)
+        bonus = _weighed(entropy, signed / items, weight)
         if self.books.share is None:
-            self.books.share = population.gradient_shares(bonus, policy, outputs)
+            self.books.share = population.gradient_shares(bonus, policy, outputs, self.ranks.sum if self.ranks.part.of > 1 else None)
         self.network.parameters.backward(policy, value, bonus)
+        self.ranks.sum(self.network.parameters.grad)
         stacked.clip_grad_norm(self.network.parameters, self.config.max_grad_norm)
         self.optimizer.step(self.schedules["learning_rate"].value, active)
         self.books.seen(means)
 
     def advantage(self, rollout: Rollout) -> Tensor:
         """The advantages `(M, N)` of `rollout`, normalised member by member where the configuration says so; a single item stays as it is."""
-        if not self.config.normalise_advantage or rollout.advantage.shape[1] < 2:
+        if not self.config.normalise_advantage or rollout.advantage.shape[1] * self.ranks.part.of < 2:
             return rollout.advantage
-        return (rollout.advantage - rollout.advantage.mean(1, keepdim=True)) / (rollout.advantage.std(1, keepdim=True) + 1e-8)
+        return self.ranks.standardised(rollout.advantage, rollout.weight)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "optimizer": self.optimizer.state_dict(), "collector": self.collector.state_dict()}
+        state = {**super().state_dict(), "optimizer": self.optimizer.state_dict(), "collector": self.collector.state_dict()}
+        return state if self.intrinsic is None else {**state, "intrinsic": self.intrinsic.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.intrinsic is not None:
+            self.intrinsic.load_state_dict(state["intrinsic"])
         if not self.collector.load_state_dict(state["collector"]):
             self.episodes_restarted()
 
     @torch.no_grad()
     def _collect(self) -> Rollout:
         config = self.config
-        noise = self.streams.noise((config.rollout, config.environments, self.head.actions), self.head.noise)
+        noise = self.part.cut(self.streams.noise((config.rollout, config.environments * self.part.of, self.head.actions), self.head.noise), axis=2)
         experience = self.collector.collect(self.act, noise, self.check)
         outputs, value, log_prob, entropy = self._look(experience)
-        reward = experience.reward
+        reward, novelty = self._rewarded(experience)
         following = next_values(experience, *value)
         if config.over == "trajectory":
             coef = np.array([regularizer.coef for regularizer in self.regularizers], dtype=np.float32)
@@ -153,12 +205,38 @@ class Learner(Study):
         done = experience.terminated | experience.truncated
         advantage = advantages.gae(reward, value[0], following, done, config.gamma, config.lam)
         returns = advantage + value[0]
-        self.books.begin(experience.episodes, config.environments, advantages.explained_variance(value[0], returns))
+        self.books.begin(self._episodes(experience), config.environments, self._explained(value[0], returns))
+        self.books.columns |= novelty
         flat = [torch.from_numpy(part).flatten(1, 2) for part in (experience.action, value[0], advantage, returns)]
         seen = experience.observation
         observation = seen if isinstance(seen, Stacks) else torch.from_numpy(seen).flatten(1, 2)
         mask = None if experience.mask is None else torch.from_numpy(experience.mask).flatten(1, 2)
         return Rollout(observation, flat[0], mask, outputs, log_prob, flat[1], flat[2], flat[3])
+
+    def _rewarded(self, experience: Experience) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Rewards `[M, T, n]` with the intrinsic ones added, and what the books say of those."""
+        if self.intrinsic is None:
+            return experience.reward, {}
+        scaled, raw = self.intrinsic.reward(experience)
+        self.check(intrinsic_reward=scaled)
+        bonus = np.float32(self.schedules["intrinsic_coef"].value) * scaled
+        return experience.reward + bonus, {"intrinsic/reward": raw, "intrinsic/share": intrinsic.share(experience.reward, bonus)}
+
+    def _episodes(self, experience: Experience) -> Sequence[tuple[int, float, int]]:
+        """The episodes that ended on any rank, in the order in which one process would have seen them."""
+        if self.ranks.part.of == 1:
+            return experience.episodes
+        when = np.nonzero((experience.terminated | experience.truncated).swapaxes(0, 1))[0].tolist()
+        every = self.ranks.gather(list(zip(when, experience.episodes, strict=True)))
+        n = self.config.environments
+        ordered = sorted((t, index // n, rank, index, *rest) for rank, own in enumerate(every) for t, (index, *rest) in own)
+        return [(index, total, length) for _, _, _, index, total, length in ordered]
+
+    def _explained(self, value: np.ndarray, returns: np.ndarray) -> np.ndarray:
+        if self.ranks.part.of == 1:
+            return advantages.explained_variance(value, returns)
+        pairs = [np.concatenate(both, axis=2) for both in zip(*self.ranks.gather((value, returns)), strict=True)]
+        return advantages.explained_variance(*pairs)
 
     def _act(self, observation: np.ndarray, noise: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
         """Actions `[M, n, A]` for observations `[M, n, D]` by noise `[M, n, A]`."""
@@ -178,6 +256,12 @@ class Learner(Study):
         log_prob, _ = self.families.stats(self.head, outputs[:, :items], action, None if mask is None else mask[:, :items])
         entropy = split(self.families.entropy(self.head, outputs, mask)) if self.config.over == "trajectory" else ()
         return outputs[:, :items], split(value), log_prob, entropy
+
+
+def _weighed(loss: Tensor, each: float | Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A loss `(M, B)` and what each of its items is weighed by: one number, or one a member `(M, 1)`, where it counts."""
+    every = torch.full_like(loss, each) if isinstance(each, float) else each.expand_as(loss)
+    return loss, every if weight is None else every * weight
 
 
 def _default_coef(head: Head) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from gymnasium.error import DependencyNotInstalled
 from entreg.rl import atari
 
 # what ids begin with, the module whose import registers them
-PLUGINS = (("ALE/", "ale_py"), ("MiniGrid-", "minigrid"), ("BabyAI-", "minigrid"))
+PLUGINS = (("ALE/", "ale_py"), ("MiniGrid-", "minigrid"), ("BabyAI-", "minigrid"), ("DeepSea-", "entreg.rl.deepsea"))
 EXTRAS = {"mujoco": "rl", "box2d": "rl", "ale_py": "rl", "minigrid": "rl", "pygame": "run"}
 
 

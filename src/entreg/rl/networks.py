@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from entreg import stacked
-from entreg.rl.frames import Stacks
+from entreg.rl.stacks import Stacks
 
 Activation = Literal["tanh", "relu", "elu", "gelu"]
 Precision = Literal["float32", "bfloat16"]

@@ -4,12 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
+
+from entreg.rl.ranks import Ranks
 
 
 class RunningMoments:
     """Mean and variance `[M, *shape]` of everything seen, merged batch by batch (Chan et al. 1979) in float64."""
 
-    def __init__(self, members: int, shape: tuple[int, ...]) -> None:
+    def __init__(self, members: int, shape: tuple[int, ...], ranks: Ranks | None = None) -> None:
+        self._ranks = ranks
         self.mean = np.zeros((members, *shape))
         self.var = np.ones((members, *shape))
         self.count = 1e-4
@@ -17,6 +21,9 @@ class RunningMoments:
     def update(self, batch: np.ndarray) -> None:
         """Merge a batch `[M, n, *shape]`."""
         mean, var, count = batch.mean(axis=1, dtype=np.float64), batch.var(axis=1, dtype=np.float64), batch.shape[1]
+        if self._ranks is not None and self._ranks.part.of > 1:
+            own, mean = mean, self._ranks.average(torch.from_numpy(mean.copy())).numpy()
+            var, count = self._ranks.average(torch.from_numpy(var + (own - mean) ** 2)).numpy(), count * self._ranks.part.of
         total = self.count + count
         delta = mean - self.mean
         self.var = (self.var * self.count + var * count + delta**2 * self.count * count / total) / total
@@ -42,10 +49,10 @@ class RunningMoments:
 class RewardScaler:
     """Rewards divided by the standard deviation of the running discounted return, as stable-baselines3's VecNormalize does."""
 
-    def __init__(self, members: int, environments: int, gamma: float) -> None:
+    def __init__(self, members: int, environments: int, gamma: float, ranks: Ranks | None = None) -> None:
         self.gamma = gamma
         self.returns = np.zeros((members, environments))
-        self.moments = RunningMoments(members, ())
+        self.moments = RunningMoments(members, (), ranks)
 
     def __call__(self, reward: np.ndarray, done: np.ndarray, clip: float = 10.0) -> np.ndarray:
         """Scaled rewards `[M, n]`; `done` resets the running return of an environment."""

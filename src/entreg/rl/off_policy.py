@@ -6,6 +6,7 @@ turns each batch into one gradient step; it reads `learner.coefs()` and tells `l
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from entreg.control import GradientShare, Plateau
 from entreg.rl.config import OffPolicyConfig, check_off_policy
 from entreg.rl.environments import ActionSpec
 from entreg.rl.heads import Head, TanhGaussian
+from entreg.rl.ranks import alone
 from entreg.rl.replay import Batch, Replay
 from entreg.rl.study import LOG_LINES, Study
 from entreg.run import Run
@@ -54,11 +56,13 @@ class OffPolicy(Study):
         schedules: Mapping[str, str] | None = None,
     ) -> None:
         check_off_policy(config)
+        alone(recipe, "ranks are for ppo, a2c and reinforce")
         run = run if run is not None else Run()
         self.learning_starts, self.rounds = config.learning_starts, math.ceil(config.steps / config.environments)
         if run.settings.dry_run:
             self.learning_starts, self.rounds = 0, math.ceil(2 / (config.environments * config.updates_per_step))
-        self.round = 0
+        self.round = self._recorded = 0
+        self._close_replay: Callable[[], None] = lambda: None
         self._per_step, self._per_round = config.updates_per_step, config.environments
         super().__init__(recipe, config, run, head=head, coef=coef, updates=max(1, self._due(self.rounds)), schedules=schedules)
         self.observation, self.mask = self.environments.reset()
@@ -82,7 +86,7 @@ class OffPolicy(Study):
         return math.floor(max(0, rounds * self._per_round - self.learning_starts) * self._per_step + 1e-9)
 
     def __enter__(self: _OffPolicy) -> _OffPolicy:
-        Replay.check_room(*self._replay_shape())
+        Replay.check_room(*self._replay_shape(), folder=Path(self.run.settings.out))
         return super().__enter__()
 
     def _replay_shape(self) -> tuple[Any, ...]:
@@ -97,7 +101,12 @@ class OffPolicy(Study):
     def _begin(self) -> None:
         members, per_member, capacity, observation, shape, dtype, mask_size = self._replay_shape()
         self.replay = Replay(members, per_member, capacity, observation, (shape, dtype), folder=self.run.folder, mask_size=mask_size)
+        self._close_replay = self.replay.close
         super()._begin()
+
+    def __exit__(self, *error: Any) -> None:
+        self._close_replay()
+        super().__exit__(*error)
 
     def batches(self, act: Act) -> Iterator[Batch]:
         """Batches until the run is complete or stopped. `act` gives the actions; they are random before `learning_starts`.
@@ -122,13 +131,19 @@ class OffPolicy(Study):
 
     @property
     def recording(self) -> bool:
-        """Whether a training record is written after this step of the environments."""
-        return self.round % max(1, self.rounds // LOG_LINES) == 0 or self.round == self.rounds
+        """Whether a training record is written after this step of the environments, if it brings a gradient step."""
+        every = max(1, self.rounds // LOG_LINES)
+        return self.round // every > self._recorded // every or self.round == self.rounds
+
+    @property
+    def record_next(self) -> bool:
+        """Whether this is the last batch before a training record: the one to measure on what is only written down."""
+        return self.recording and self.update + 1 == self._due(self.round)
 
     @property
     def share_due(self) -> bool:
-        """Whether somebody reads the bonus's share of the gradient at this batch: a controller, or the record for which this is the last batch."""
-        return self._reads_share or (self.recording and self.update + 1 == self._due(self.round))
+        """Whether a controller or the next record reads the bonus's share of the gradient of this batch."""
+        return self._reads_share or self.record_next
 
     def coefs(self) -> Tensor:
         """The coefficients by which entropy is maximised, `[M, 1]`."""
@@ -155,6 +170,7 @@ class OffPolicy(Study):
         self.books.average(coef=np.array([regularizer.coef for regularizer in self.regularizers]))
         self.record(outputs, batch.mask)
         self.books.forget()
+        self._recorded = self.round
 
     def _random(self, observation: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
         """Actions uniform over the legal ones, `[M, n, A]`."""
@@ -171,12 +187,10 @@ class OffPolicy(Study):
         flat = action.reshape(-1, action.shape[-1])
         step = self.environments.step(self.head.scale(flat) if isinstance(self.head, TanhGaussian) else self.head.to_environment(flat))
         self.check(observation=step.observation, reward=step.reward)
-        after, after_mask = step.observation, step.mask
+        after, after_mask = step.reached, step.mask
         ended = step.terminated | step.truncated
         if step.final_observation is not None:
             self.check(final_observation=step.final_observation[ended])
-            rows = ended.reshape(-1, *[1] * (after.ndim - 1))
-            after = np.where(rows, step.final_observation, after)
             if after_mask is not None and step.final_mask is not None:
                 after_mask = np.where(ended[:, None], step.final_mask, after_mask)
         self.replay.add(
@@ -199,6 +213,7 @@ class OffPolicy(Study):
         return {
             **super().state_dict(),
             "round": self.round,
+            "recorded": self._recorded,
             "seen": self.books.unread(),
             "agent": self.agent.state_dict(),
             "replay": self.replay.state_dict(),
@@ -206,7 +221,7 @@ class OffPolicy(Study):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.round = state["round"]
+        self.round, self._recorded = state["round"], state["recorded"]
         super().load_state_dict(state)
         self.books.read_again(state["seen"])
         self.agent.load_state_dict(state["agent"])

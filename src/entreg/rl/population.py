@@ -5,7 +5,7 @@ action noise and the order of minibatches. Nothing is drawn from a stream that m
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,10 +55,10 @@ def regularizers(members: Sequence[Member], head: Head, *, steps: int, lr: float
 
 
 class Streams:
-    """Each member's stream of action noise and minibatch orders."""
+    """Each member's stream of action noise and minibatch orders; streams of different `purpose` are independent."""
 
-    def __init__(self, seeds: Sequence[int]) -> None:
-        self.generators = [np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 0xE27]))) for seed in seeds]
+    def __init__(self, seeds: Sequence[int], purpose: int = 0xE27) -> None:
+        self.generators = [np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, purpose]))) for seed in seeds]
 
     def noise(self, shape: tuple[int, ...], kind: str) -> np.ndarray:
         """Float32 noise `[M, *shape]`: `uniform` in [0, 1) or `normal`."""
@@ -69,6 +69,10 @@ class Streams:
     def orders(self, epochs: int, items: int) -> np.ndarray:
         """A permutation of the items for every member and epoch, `[M, epochs, items]`."""
         return np.stack([np.stack([generator.permutation(items) for _ in range(epochs)]) for generator in self.generators])
+
+    def keys(self, count: int) -> np.ndarray:
+        """64-bit numbers for counter-based randomness, `[M count]` member-major."""
+        return np.concatenate([generator.integers(0, 2**64, count, dtype=np.uint64) for generator in self.generators])
 
     def state_dict(self) -> dict[str, Any]:
         return {str(index): generator.bit_generator.state for index, generator in enumerate(self.generators)}
@@ -112,9 +116,16 @@ def observe(each: Sequence[EntropyRegularizer], means: Tensor, items: int) -> Te
     return torch.tensor([[-regularizer.sense * regularizer.coef] for regularizer in each], dtype=means.dtype)
 
 
-def gradient_shares(bonus: tuple[Tensor, Tensor], task: tuple[Tensor, Tensor], outputs: Tensor) -> np.ndarray:
-    """Each member's share of the bonus in the gradient with respect to the policy's outputs, `[M]` in [0, 1]; losses come with their weights."""
+def gradient_shares(
+    bonus: tuple[Tensor, Tensor], task: tuple[Tensor, Tensor], outputs: Tensor, over_ranks: Callable[[Tensor], Tensor] | None = None
+) -> np.ndarray:
+    """Each member's share of the bonus in the gradient with respect to the policy's outputs, `[M]` in [0, 1]; losses come with their weights.
+
+    `over_ranks` sums over the processes that hold the other items.
+    """
     of_bonus, of_task = _norm(*bonus, outputs), _norm(*task, outputs)
+    if over_ranks is not None:
+        of_bonus, of_task = over_ranks(torch.stack([of_bonus, of_task]).square()).sqrt().unbind()
     return (of_bonus / (of_bonus + of_task).clamp_min(1e-30)).numpy()
 
 

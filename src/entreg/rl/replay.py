@@ -15,6 +15,8 @@ from torch import Tensor
 from entreg.rl.segments import PARTS, Files, Memory, require_room
 from entreg.rl.spaces import ObservationSpec
 
+FOLDER = "replay"  # in the run's own
+
 
 class Batch(NamedTuple):
     """Transitions `[M, B, ...]` as tensors; `terminated` is boolean, masks are None where actions are never masked."""
@@ -51,8 +53,16 @@ def layout(parts: Mapping[str, tuple[tuple[int, ...], Any]]) -> tuple[dict[str, 
     return fields, -(-start // 8) * 8
 
 
+def _layout_for(observation: ObservationSpec, shape: tuple[int, ...], dtype: np.dtype[Any] | type, mask_size: int | None) -> tuple[dict[str, Field], int]:
+    seen = observation.shape, np.uint8 if observation.image else np.float32
+    parts: dict[str, Any] = {"observation": seen, "next_observation": seen, "action": (shape, dtype), "reward": ((), np.float32), "terminated": ((), np.bool_)}
+    if mask_size is not None:
+        parts |= {"mask": ((mask_size,), np.bool_), "next_mask": ((mask_size,), np.bool_)}
+    return layout(parts)
+
+
 class Replay:
-    """The newest `capacity` transitions of every member, in files of `folder` or (None) in memory.
+    """The newest `capacity` transitions of every member, in files of the run's folder under `replay/`, or (`folder` None) in memory.
 
     `action` is the shape and dtype of one action, `mask_size` the number of classes where actions are masked. Give as `capacity` no more than the run
     will make: that it fits is made sure of here, before anything is written, and else a `ValueError` names both sizes.
@@ -69,21 +79,34 @@ class Replay:
         folder: Path | None = None,
         mask_size: int | None = None,
     ) -> None:
-        if min(members, per_member, capacity) < 1:
-            raise ValueError(f"members, per_member, capacity must be at least 1, got {members}, {per_member}, {capacity}")
+        self.check_room(members, per_member, capacity, observation, *action, mask_size, folder=folder)
         self.members, self.per_member = members, per_member
-        seen = observation.shape, np.uint8 if observation.image else np.float32
-        parts: dict[str, Any] = {"observation": seen, "next_observation": seen, "action": action, "reward": ((), np.float32), "terminated": ((), np.bool_)}
-        if mask_size is not None:
-            parts |= {"mask": ((mask_size,), np.bool_), "next_mask": ((mask_size,), np.bool_)}
-        self._fields, width = layout(parts)
+        self._fields, width = _layout_for(observation, *action, mask_size)
         lanes, rounds = members * per_member, max(1, capacity // per_member)
-        need = lanes * width * (rounds if folder is None else rounds + 2 * -(-rounds // PARTS))
-        require_room(need, f"a replay of {rounds * per_member} transitions of {members} members", folder)
-        self._store = Memory(lanes, width, rounds) if folder is None else Files(lanes, width, rounds, folder)
+        self._store = Memory(lanes, width, rounds) if folder is None else Files(lanes, width, rounds, folder / FOLDER)
         self._row = np.zeros((lanes, width), np.uint8)
         self._parts = {name: field.of(self._row) for name, field in self._fields.items()}
         self._lanes = np.arange(members)[:, None] * per_member
+
+    @staticmethod
+    def check_room(
+        members: int,
+        per_member: int,
+        capacity: int,
+        observation: ObservationSpec,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any] | type,
+        mask_size: int | None = None,
+        *,
+        folder: Path | None = Path(),
+    ) -> None:
+        """Raise `ValueError` where such a replay does not fit, on the disk of `folder` or (None) in memory: for runs that have no folder yet."""
+        if min(members, per_member, capacity) < 1:
+            raise ValueError(f"members, per_member, capacity must be at least 1, got {members}, {per_member}, {capacity}")
+        rounds = max(1, capacity // per_member)
+        width = _layout_for(observation, shape, dtype, mask_size)[1]
+        need = members * per_member * width * (rounds if folder is None else rounds + 2 * -(-rounds // PARTS))
+        require_room(need, f"a replay of {rounds * per_member} transitions of {members} members", folder)
 
     def __len__(self) -> int:
         """Transitions of each member that can be drawn."""

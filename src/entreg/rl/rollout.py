@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from entreg.rl.environments import Environments
-from entreg.rl.frames import Frames, Stacks
 from entreg.rl.heads import Head
 from entreg.rl.normalize import RewardScaler, RunningMoments
+from entreg.rl.ranks import Ranks
 from entreg.rl.spaces import FrameStack
+from entreg.rl.stacks import Frames, Stacks
 
 Act = Callable[[np.ndarray, np.ndarray, np.ndarray | None], np.ndarray]  # observations [M, n, D], noise [M, n, A], masks -> actions [M, n, A]
 
@@ -22,6 +23,7 @@ Act = Callable[[np.ndarray, np.ndarray, np.ndarray | None], np.ndarray]  # obser
 class Experience(NamedTuple):
     """What happened, `[M, T, n, ...]`; `final` holds the last states of truncated episodes and `final_at` their (member, step, n).
 
+    `before` and `after` are the states around each step as the environment gave them, where they are kept.
     Stacks of frames are `Stacks [M, T n]`.
     """
 
@@ -37,20 +39,32 @@ class Experience(NamedTuple):
     final_mask: np.ndarray | None
     final_at: np.ndarray
     episodes: list[tuple[int, float, int]]
+    before: np.ndarray | None = None
+    after: np.ndarray | None = None
 
 
 class Collector:
     """Steps all environments with all members' policies; owns the current observations and the normalisers."""
 
-    def __init__(self, environments: Environments, members: int, head: Head, *, normalise_observation: bool, reward_scaler: RewardScaler | None) -> None:
+    def __init__(
+        self,
+        environments: Environments,
+        members: int,
+        head: Head,
+        *,
+        normalise_observation: bool,
+        reward_scaler: RewardScaler | None,
+        ranks: Ranks | None = None,
+        keep: bool = False,
+    ) -> None:
         self.environments = environments
         self.members = members
         self.per_member = environments.n // members
-        self.head = head
+        self.head, self.keep = head, keep
         shape = environments.observation_spec.shape
         if normalise_observation and environments.observation_spec.image:
             raise ValueError("normalise_observation is for vectors: images are scaled to [0, 1] by the network")
-        self.moments = RunningMoments(members, shape) if normalise_observation else None
+        self.moments = RunningMoments(members, shape, ranks) if normalise_observation else None
         self.reward_scaler = reward_scaler
         self.observation, self.mask = environments.reset()
 
@@ -64,6 +78,7 @@ class Collector:
         reward = np.empty(shape, dtype=np.float32)
         terminated, truncated = np.empty(shape, dtype=bool), np.empty(shape, dtype=bool)
         mask = None if self.mask is None else np.empty((*shape, self.mask.shape[-1]), dtype=bool)
+        before, after = (np.empty_like(observation), np.empty_like(observation)) if self.keep else (None, None)
         finals: list[np.ndarray] = []
         final_masks: list[np.ndarray] = []
         final_at: list[np.ndarray] = []
@@ -79,6 +94,8 @@ class Collector:
             action[:, t] = chosen = act(here, noise[:, t], None if mask is None else mask[:, t])
             step = self.environments.step(self.head.to_environment(chosen.reshape(-1, chosen.shape[-1])))
             check(observation=step.observation, reward=step.reward)
+            if before is not None and after is not None:
+                before[:, t], after[:, t] = self._by_member(self.observation), self._by_member(step.reached)
             rewards, ended = self._by_member(step.reward), self._by_member(step.terminated | step.truncated)
             reward[:, t] = rewards if self.reward_scaler is None else self.reward_scaler(rewards, ended)
             terminated[:, t], truncated[:, t] = self._by_member(step.terminated), self._by_member(step.truncated & ~step.terminated)
@@ -101,6 +118,8 @@ class Collector:
             final_mask=np.concatenate(final_masks) if final_masks else None,
             final_at=np.concatenate(final_at) if final_at else np.empty((0, 3), dtype=np.int64),
             episodes=episodes,
+            before=before,
+            after=after,
         )  # fmt: skip
 
     def _by_member(self, values: np.ndarray) -> np.ndarray:

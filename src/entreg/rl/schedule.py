@@ -7,7 +7,7 @@ from typing import Any
 from entreg import spelling, targets
 from entreg.control import Observed, piecewise
 
-_MOST = {"clip": 1.0}  # a ratio cannot fall by more than all of it
+_MOST = {"clip": 1.0, "epsilon": 1.0}  # a ratio cannot fall by more than all of it; a probability
 
 
 class Schedule:

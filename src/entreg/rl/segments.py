@@ -40,11 +40,6 @@ class Memory:
         rows: np.ndarray = self._data.take(rounds % self.rounds * self.lanes + lanes, axis=0)
         return rows.view(np.uint8)
 
-    def rewrite(self, rows: np.ndarray) -> None:
-        """Replace the newest round."""
-        self.count -= 1
-        self.append(rows)
-
     def state_dict(self) -> dict[str, Any]:
         live = np.arange(max(0, self.count - self.rounds), self.count)
         return {"count": self.count, "rows": self._data.reshape(self.rounds, -1)[live % self.rounds]}
@@ -96,12 +91,6 @@ class Files:
             here = np.flatnonzero(segment == index)
             result[here] = self._maps[index].take(rows[here], axis=0)
         return result.view(np.uint8)
-
-    def rewrite(self, rows: np.ndarray) -> None:
-        """Replace the newest round."""
-        assert self._file is not None
-        self._file.seek(-self._round, 1)
-        disk.write(self._file, rows.tobytes())
 
     def _path(self, segment: int) -> Path:
         return self.folder / f"{self.name}-{segment:08d}.bin"

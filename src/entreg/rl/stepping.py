@@ -28,6 +28,14 @@ class Step(NamedTuple):
     final_mask: np.ndarray | None
     episodes: list[tuple[int, float, int]]
 
+    @property
+    def reached(self) -> np.ndarray:
+        """The state each action led to, `[N, *shape]`: that of `final_observation` where an episode ended."""
+        if self.final_observation is None:
+            return self.observation
+        ended = (self.terminated | self.truncated).reshape(-1, *[1] * (self.observation.ndim - 1))
+        return np.where(ended, self.final_observation, self.observation)
+
 
 class Environments(Protocol):
     """N environments stepped together, on fresh arrays every time.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from entreg import spelling
 from entreg.control import Plateau
-from entreg.rl import acting, environments, episodes, population
+from entreg.rl import acting, environments, episodes, population, ranks
 from entreg.rl.acting import Policy
 from entreg.rl.books import Books
 from entreg.rl.config import StudyConfig
@@ -22,6 +22,7 @@ from entreg.rl.environments import ActionSpec
 from entreg.rl.heads import Head
 from entreg.rl.networks import ActorCritic
 from entreg.rl.normalize import RunningMoments
+from entreg.rl.part import Part
 from entreg.rl.schedule import Schedule
 from entreg.run import Run, Summary
 
@@ -47,7 +48,10 @@ class Study(ABC):
         coef: Callable[[Head], Sequence[str]],
         updates: int,
         schedules: Mapping[str, str] | None = None,
+        part: Part | None = None,
     ) -> None:
+        self.ranks = ranks.here() if part is None else ranks.Ranks()
+        self.part = self.ranks.part if part is None else part
         self.recipe, self.config, self.run, self.updates = recipe, config, run, updates
         settings = run.settings
         torch.set_num_threads(settings.threads)
@@ -55,9 +59,7 @@ class Study(ABC):
             torch.use_deterministic_algorithms(True)
         seeds = range(settings.seed, settings.seed + config.seeds)
         settings_count = max(1, len(config.coef)) * len(config.family)
-        self.environments = environments.make(
-            config.env, seeds=[*seeds] * settings_count, per_member=config.environments, mode=config.vectorise, env_kwargs=config.env_kwargs
-        )
+        self.environments = self._make([*seeds] * settings_count)
         self.head = head(self.environments.action_spec)
         self.members = population.expand(config.coef or coef(self.head), config.family, seeds)
         self.regularizers = population.regularizers(self.members, self.head, steps=updates, lr=config.coef_lr, init_coef=config.coef_init)
@@ -69,6 +71,18 @@ class Study(ABC):
         self.stopped: str | None = None
         self.complete = self.evaluation_due = False
         self.books = Books(self.members, self.head, self.regularizers)
+
+    def _make(self, seeds: Sequence[int]) -> Any:
+        """The environments of all members, each by its seed."""
+        config = self.config
+        return environments.make(
+            config.env,
+            seeds=seeds,
+            per_member=config.environments,
+            first=self.part.rank * config.environments,
+            mode=config.vectorise,
+            env_kwargs=config.env_kwargs,
+        )
 
     @property
     @abstractmethod
@@ -90,6 +104,7 @@ class Study(ABC):
         members = [{"member": i, **member._asdict(), "controller": text} for i, (member, text) in enumerate(zip(self.members, controllers, strict=True))]
         self.run.start(self.recipe, self.config.env, self.config, members=members, total=self.steps)
         self.run.__enter__()
+        self.run.folder = self.ranks.first(self.run.folder)
         try:
             self._begin()
         except BaseException:
@@ -98,9 +113,9 @@ class Study(ABC):
         return self
 
     def _begin(self) -> None:
-        state = self.run.restore()
+        state = self.ranks.first(self.run.restore())
         if state is not None:
-            self.load_state_dict(state)
+            self.load_state_dict(self._own(state))
         else:
             for note in self.environments.notes:
                 self.run.event(0, "note", note)
@@ -109,40 +124,52 @@ class Study(ABC):
         self.environments.close()
         self.run.__exit__(*error)
 
-    def step_controllers(self) -> None:
-        """One step of every member's controller, with what it may read besides entropy."""
-        for regularizer, signals in zip(self.regularizers, self.books.signals((self.update + 1) / self.updates), strict=True):
-            if "reward" in signals or not isinstance(regularizer.controller, Plateau):  # a plateau begins with the first return
+    def step_controllers(self, active: Sequence[bool] | None = None) -> None:
+        """One step of the controller of every member (or of the `active` ones), with what it may read besides entropy."""
+        for index, signals in enumerate(self.books.signals((self.update + 1) / self.updates)):
+            regularizer = self.regularizers[index]
+            waits = "reward" not in signals and isinstance(regularizer.controller, Plateau)  # a plateau begins with the first return
+            if not waits and (active is None or active[index]):
                 regularizer.step(**signals)
 
     def record(self, outputs: Tensor, mask: Tensor | None) -> None:
-        """Write a training record of every member; `outputs (M, N, K)` are those of its policy."""
+        """Write a training record of every member; `outputs (M, N, K)` are those of its policy, over ranks those of all."""
+        shannon, largest = self.books.measure(outputs, mask)
+        self.write(self.books.lines(self.ranks.average(shannon), None if largest is None else self.ranks.average(largest), self.step))
+
+    def write(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Write these rows, one a member, with the rates of the schedules."""
         rate = {name: schedule.value for name, schedule in self.schedules.items()}
-        for index, row in enumerate(self.books.rows(outputs, mask, self.step)):
+        for index, row in enumerate(rows):
             self.run.log(self.step, member=index, **row, **rate)
 
     def evaluate_and_save(self, before: int) -> None:
         """Evaluate and write a checkpoint where they are due; `before` is the step at which this was called last."""
         every = self.run.settings.eval_every
-        self.stopped = self.run.stopping() or self._reached()
+        self.stopped, due = self.ranks.agree(self.run.stopping() or self._reached(), self.run.due())
         self.evaluation_due = every is not None and self.step // every > before // every and self.step < self.steps
         if self.evaluation_due and self.stopped is None:
             self.evaluate()
-            self.stopped = self.run.stopping()
-        self.run.checkpoint(self.step, self.state_dict)
+            self.stopped, due = self.ranks.agree(self.run.stopping(), self.run.due())
+        if due:
+            self.run.checkpoint(self.step, self._everyones, force=True)
+
+    def _everyones(self) -> dict[str, Any]:
+        """The state with that of all ranks' environments."""
+        state = self.state_dict()
+        every = self.ranks.gather(state["collector"])
+        return state if len(every) == 1 else {**state, "ranks": {str(rank): own for rank, own in enumerate(every)}}
+
+    def _own(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What this rank goes on from; `ValueError` where the state is of another number of ranks."""
+        count = len(state.get("ranks", "1"))
+        if count != self.ranks.part.of:
+            raise ValueError(f"resume: the run has {count} ranks, and {self.ranks.part.of} were started; legal is the same number")
+        return state if count == 1 else {**state, "collector": state["ranks"][str(self.ranks.part.rank)]}
 
     def evaluate(self, stop: Callable[[], object] | None = None) -> bool:
         """Run each member's policy for `eval_episodes` episodes unless `stop()` (by default the run's) ends it; the best so far of each is kept."""
-        config, policy = self.config, self._policy()
-        every = episodes.evaluate_members(
-            config.env,
-            lambda observation, mask: policy.act_all(observation, mask, temperature=config.eval_temperature),
-            episodes=config.eval_episodes,
-            seeds=[member.seed + acting.EVALUATION_SEED for member in self.members],
-            mode=config.vectorise,
-            env_kwargs=config.env_kwargs,
-            stop=stop or self.run.stopping,
-        )
+        policy, every = self._policy(), self._played(stop or self.run.stopping)
         if not every[0]:
             return False
         self.evaluation_due = False
@@ -150,10 +177,27 @@ class Study(ABC):
             returns = np.array([total for total, _ in played])
             mean, length = float(returns.mean()), float(np.mean([length for _, length in played]))
             values = {"eval/return": mean, "eval/return_std": float(returns.std()), "eval/length": length, "eval/episodes": len(played)}
-            self.run.log(self.step, member=index, **values)
+            self.run.log(self.step, member=index, **values, **self._also(index, returns))
             self.books.evaluated[index] = mean
             self.run.save_best(index, mean, policy.state(index), step=self.step)
         return True
+
+    def _also(self, member: int, returns: np.ndarray) -> Mapping[str, float]:
+        """What an evaluation records of a member besides."""
+        return {}
+
+    def _played(self, stop: Callable[[], object]) -> Sequence[Sequence[tuple[float, int]]]:
+        """Return and length of every member's evaluated episodes; empty lists where `stop()` ended them."""
+        config, policy = self.config, self._policy()
+        return episodes.evaluate_members(
+            config.env,
+            lambda observation, mask: policy.act_all(observation, mask, temperature=config.eval_temperature),
+            episodes=config.eval_episodes,
+            seeds=[member.seed + acting.EVALUATION_SEED for member in self.members],
+            mode=config.vectorise,
+            env_kwargs=config.env_kwargs,
+            stop=stop,
+        )
 
     def finish(self) -> Summary:
         """Evaluate and film what was trained unless the run was told to stop, save, and say how it ended."""
@@ -162,10 +206,12 @@ class Study(ABC):
             self.complete = self.step >= self.steps or self.stopped == "stop_at"
         if self.stopped is not None:
             self.run.stop(self.stopped)
-        self.run.checkpoint(self.step, self.state_dict, force=True)
+        self.run.checkpoint(self.step, self._everyones, force=True)
         if self.run.settings.dry_run:
-            self.load_state_dict(self.run.reload() or {})
-        if fresh and self.config.video:  # after the checkpoint: whatever a renderer does, the run is saved
+            saved = self.ranks.first(self.run.reload())
+            assert saved is not None
+            self.load_state_dict(self._own(saved))
+        if fresh and self.config.video and self.ranks.part.rank == 0:  # after the checkpoint: whatever a renderer does, the run is saved
             self._film()
         return self.run.finish(self.step, self.books.summary())
 

@@ -1,0 +1,73 @@
+"""What goes wrong in an environment ends every recipe with a clear message and status; the last checkpoint is intact, and the run can be resumed."""
+
+import json
+import re
+
+import pytest
+
+from entreg import cli
+from entreg.checkpoint import Checkpoints
+from entreg.record import read_records
+from tests.rl import broken
+
+ON_POLICY = ("--environments", "2", "--rollout", "8", "--hidden", "8")
+ROWS = {
+    "ppo": (*ON_POLICY, "--epochs", "1"),
+    "a2c": ON_POLICY,
+    "reinforce": ON_POLICY,
+    "a3c": (*ON_POLICY, "--workers", "2"),
+}  # the words of a recipe with which it makes several checkpoints before broken.AFTER steps of an environment; continuous actions: {"continuous": true}
+STEPS = 8 * broken.AFTER
+
+
+def words(recipe, out):
+    given = ROWS[recipe]
+    kwargs = () if "--env-kwargs" in given else ("--env-kwargs", json.dumps({}))
+    run = ("--steps", str(STEPS), "--no-video", "--eval-episodes", "1", "--checkpoint-every", "0", "--out", str(out), "--quiet")
+    return ["train", recipe, "--env", "tests.rl.broken:Faulty-v0", *given, *kwargs, *run]
+
+
+def saved_step(folder):
+    saved = Checkpoints(folder / "checkpoint", pytest.fail).load()
+    return saved.facts["step"]
+
+
+def status(arguments):
+    """The exit status of the command line; what it raises ends a process with a traceback and 1."""
+    try:
+        return cli.main(arguments)
+    except RuntimeError as error:
+        assert "the robot fell over" in str(error)
+        return 1
+
+
+@pytest.mark.parametrize("recipe", list(ROWS))
+@pytest.mark.parametrize("what", ["raise", "reward"])
+def test_an_environment_that_breaks_ends_the_run_which_can_be_resumed_from_its_last_checkpoint(recipe, what, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("ENTREG_TEST_FAULT", what)
+    assert status(words(recipe, tmp_path)) == 1
+    said = capfd.readouterr().err
+    (folder,) = tmp_path.iterdir()
+    if recipe == "a3c":
+        assert re.search(r"^entreg: worker [01]: ", said, re.MULTILINE) and str(folder) in said
+    if what == "raise":
+        assert "RuntimeError: the robot fell over" in said or recipe != "a3c"  # others raise it, and the interpreter prints it
+    else:
+        assert "reward" in said and "not finite" in said and str(folder) in said
+        assert any(line.get("event") == "nonfinite" and "reward" in line["message"] for line in read_records(folder).lines)
+    before = saved_step(folder)
+    monkeypatch.delenv("ENTREG_TEST_FAULT")
+    assert before > 0
+    assert cli.main(["train", "--resume", str(folder), "--quiet"]) == 0
+    assert saved_step(folder) > before
+    steps = [line["step"] for line in read_records(folder).lines if "coef" in line]
+    assert steps == sorted(set(steps)) and steps[-1] >= STEPS
+
+
+@pytest.mark.parametrize("recipe", list(ROWS))
+def test_an_observation_space_that_no_network_reads_is_one_line_and_no_folder(recipe, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("ENTREG_TEST_FAULT", "space")
+    assert cli.main(words(recipe, tmp_path / "runs")) == 2
+    said = capfd.readouterr().err
+    assert said.startswith("entreg: observation space Sequence(") and "is not supported; supported: " in said and said.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
