@@ -86,7 +86,12 @@ class OffPolicy(Study):
         return math.floor(max(0, rounds * self._per_round - self.learning_starts) * self._per_step + 1e-9)
 
     def __enter__(self: _OffPolicy) -> _OffPolicy:
-        Replay.check_room(*self._replay_shape(), folder=Path(self.run.settings.out))
+        folder, (*shape, mask_size) = Path(self.run.settings.out), self._replay_shape()
+        spec = self.environments.observation_spec
+        if isinstance(spec, FrameStack):
+            FrameReplay.check_room(*shape, spec.shape[0], folder=folder)
+        else:
+            Replay.check_room(*shape, mask_size, folder=folder)
         return super().__enter__()
 
     def _replay_shape(self) -> tuple[Any, ...]:
@@ -100,7 +105,11 @@ class OffPolicy(Study):
 
     def _begin(self) -> None:
         members, per_member, capacity, observation, shape, dtype, mask_size = self._replay_shape()
-        self.replay = Replay(members, per_member, capacity, observation, (shape, dtype), folder=self.run.folder, mask_size=mask_size)
+        self.replay: Replay | FrameReplay
+        if isinstance(observation, FrameStack):
+            self.replay = FrameReplay(members, per_member, capacity, observation, (shape, dtype), folder=self.run.folder, stack=observation.shape[0])
+        else:
+            self.replay = Replay(members, per_member, capacity, observation, (shape, dtype), folder=self.run.folder, mask_size=mask_size)
         self._close_replay = self.replay.close
         super()._begin()
 
@@ -228,6 +237,7 @@ class OffPolicy(Study):
         self.replay.load_state_dict(state["replay"])
         open_episodes = state["collector"]["environments"]
         if open_episodes is None:
+            self.replay.restarted()
             self.episodes_restarted()
         else:
             self.observation, self.mask = self.environments.load_state_dict(open_episodes)
