@@ -69,14 +69,14 @@ class Learner(Study):
         updates = 2 if run.settings.dry_run else math.ceil(config.steps / (config.environments * config.rollout * (part or here().part).of))
         self.intrinsic: intrinsic.Intrinsic | None = None
         novel = intrinsic.Settings(config.intrinsic, config.intrinsic_order, config.intrinsic_k, config.intrinsic_lr)
-        novel.check((part or here().part).of)
+        novel.check(here().part.of)
         if novel.kind != "none":
             schedules = {**(schedules or {}), "intrinsic_coef": config.intrinsic_coef}
 
         def head(spec: ActionSpec) -> Head:
             return head_for(spec, squash=config.squash)
 
-        super().__init__(recipe, config, run, head=head, coef=_default_coef, updates=updates, schedules=schedules, part=part)
+        super().__init__(recipe, config, run, head=head, coef=_default_coef, updates=updates, schedules=schedules, part=part, over_ranks=True)
         seeds = [member.seed for member in self.members]
         self.collector = Collector(
             self.environments,
