@@ -73,7 +73,7 @@ class Learner(Study):
         def head(spec: ActionSpec) -> Head:
             return head_for(spec, squash=config.squash)
 
-        super().__init__(recipe, config, run, head=head, coef=_default_coef, updates=updates, schedules=schedules, part=part)
+        super().__init__(recipe, config, run, head=head, coef=_default_coef, updates=updates, schedules=schedules, part=part, over_ranks=True)
         seeds = [member.seed for member in self.members]
         self.collector = Collector(
             self.environments,
