@@ -58,8 +58,9 @@ def test_the_shortest_safe_way_is_found_on_frozen_lake(tmp_path):
         env_kwargs={"is_slippery": False},
         gamma=0.99,
         video=False,
-        environments=16,
-        steps=3_200,
+        environments=32,
+        rollout=1,
+        steps=4_800,
         hidden=(32,),
         window=2_000,
         eval_episodes=1,
@@ -153,7 +154,7 @@ CASES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("case", list(CASES))
 def test_killed_and_resumed_is_uninterrupted(case, tmp_path):
-    base = ("--hidden", "8", "--steps", "1600", "--updates", "2", "--batch-size", "16", "--eval-episodes", "2", "--eval-every", "600", "--window", "200")
+    base = ("--hidden", "8", "--steps", "960", "--updates", "2", "--batch-size", "16", "--eval-episodes", "2", "--eval-every", "400", "--window", "200")
 
     def words(out):
         return ["train", "alphazero", *base, *CASES[case], "--out", str(out), "--quiet", "--checkpoint-every", "0"]

@@ -248,7 +248,7 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_written(wrong, words
 
 @pytest.mark.slow
 def test_counts_find_the_treasure_that_nothing_else_finds(tmp_path):
-    """DeepSea of size 10: by chance one episode in 1024 ends at the treasure, and every step towards it costs."""
+    """DeepSea of size 12: by chance one episode in 4096 ends at the treasure, and every step towards it costs."""
     settings = {
         "env_kwargs": {"size": 12},
         "steps": 60_000,

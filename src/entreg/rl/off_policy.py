@@ -89,7 +89,12 @@ class OffPolicy(Study):
         return math.floor(max(0, rounds * self.per_round - self.learning_starts) * self._per_step + 1e-9)
 
     def __enter__(self: _OffPolicy) -> _OffPolicy:
-        Replay.check_room(*self._replay_shape(), folder=Path(self.run.settings.out))
+        folder, (*shape, mask_size) = Path(self.run.settings.out), self._replay_shape()
+        spec = self.environments.observation_spec
+        if isinstance(spec, FrameStack):
+            FrameReplay.check_room(*shape, spec.shape[0], folder=folder)
+        else:
+            Replay.check_room(*shape, mask_size, folder=folder)
         return super().__enter__()
 
     def _replay_shape(self) -> tuple[Any, ...]:
@@ -104,7 +109,11 @@ class OffPolicy(Study):
     def _begin(self) -> None:
         members, per_member, capacity, observation, shape, dtype, mask_size = self._replay_shape()
         folder = self.run.folder if self.part.rank == 0 else self.run.folder / f"rank-{self.part.rank}"
-        self.replay = Replay(members, per_member, capacity, observation, (shape, dtype), folder=folder, mask_size=mask_size)
+        self.replay: Replay | FrameReplay
+        if isinstance(observation, FrameStack):
+            self.replay = FrameReplay(members, per_member, capacity, observation, (shape, dtype), folder=folder, stack=observation.shape[0])
+        else:
+            self.replay = Replay(members, per_member, capacity, observation, (shape, dtype), folder=folder, mask_size=mask_size)
         self._close_replay = self.replay.close
         super()._begin()
 
@@ -265,6 +274,7 @@ class OffPolicy(Study):
         self.replay.load_state_dict(state["replay"])
         open_episodes = state["collector"]["environments"]
         if open_episodes is None:
+            self.replay.restarted()
             self.episodes_restarted()
         else:
             self.observation, self.mask = self.environments.load_state_dict(open_episodes)
