@@ -27,7 +27,7 @@ from entreg.rl import demonstrations, tabular
 from entreg.rl.schedule import Schedule
 from entreg.run import Run, Summary
 
-STATUS = "experimental"
+STATUS = "stable"
 SUMMARY = "Maximum-entropy inverse reinforcement learning, tabular"
 LOG_LINES = 100
 SHOWN = 3  # members whose maps stand in the report
