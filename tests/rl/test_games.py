@@ -93,7 +93,7 @@ def test_rewards_and_bounds_are_scaled():
 @pytest.mark.parametrize(
     ("name", "kwargs", "words"),
     [
-        ("tic_tac_to", {}, "not registered"),
+        ("tic_tac_to", {}, "not registered.*tic_tac_toe"),
         ("tic_tac_toe", {"size": 4}, "takes no argument 'size'"),
         ("backgammon", {}, "no chance"),
         ("kuhn_poker", {}, "perfect information"),

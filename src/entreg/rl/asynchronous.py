@@ -159,7 +159,7 @@ class Worker(Learner):
 
 
 class Chief(Learner):
-    """The main process: the only one that writes."""
+    """The main process: the only one that writes. Its own environments, one worker's, only say what their spaces are."""
 
     def __init__(self, recipe: str, config: OnPolicyConfig, run: Run | None, *, workers: int, rule: Rule) -> None:
         check_main()
@@ -180,6 +180,8 @@ class Chief(Learner):
         """Let workers do rollouts until the run is complete or stopped; in between, while they rest, records and checkpoints are written."""
         if self.evaluation_due:  # a signal cut it short
             self.evaluate()
+        if self.update == self.updates or self.stopped is not None:
+            return
         try:
             with Crew(work, self._jobs()) as crew:
                 while self.update < self.updates and self.stopped is None:

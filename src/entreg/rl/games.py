@@ -4,6 +4,7 @@ Shapes: A actions, K outcomes that one action can have (1 where nothing is left 
 A state is whatever its game says: a `pyspiel.State`, or the number of a toy-text state. States are never changed, only followed.
 """
 
+import difflib
 import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -76,10 +77,16 @@ def is_board(env: str) -> bool:
     """Whether this names a game of open_spiel (and not a Gymnasium id)."""
     if ":" in env or "/" in env or "-v" in env:
         return False
+    return env in _boards()
+
+
+def _boards() -> Sequence[str]:
+    """The names of open_spiel's games; without it those that need it first."""
     try:
-        return env in importlib.import_module("pyspiel").registered_names()
+        names: Sequence[str] = importlib.import_module("pyspiel").registered_names()
     except ImportError:
-        return env in _PLANES
+        return tuple(_PLANES)
+    return names
 
 
 def make(env: str, env_kwargs: Mapping[str, Any] | None = None, *, reward_scale: float = 1.0) -> Game:
@@ -95,6 +102,11 @@ def make(env: str, env_kwargs: Mapping[str, Any] | None = None, *, reward_scale:
     """
     if is_board(env):
         return Board(env, dict(env_kwargs or {}), reward_scale)
+    try:
+        naming.find(env)
+    except ValueError as error:
+        near = difflib.get_close_matches(env.lower(), _boards(), n=3)
+        raise ValueError(f"{error}; boards of open_spiel: {', '.join(near or _PLANES)}") from error
     return ToyText(env, dict(env_kwargs or {}), reward_scale)
 
 
