@@ -3,9 +3,9 @@
     python -m bench.atari [--quick] [--only environments|update|training] [--repeats 5] [--out bench/results/atari.csv]
 
 Needs stable-baselines3, ale-py and opencv-python (for its wrappers). Eight environments, frame skip 4, 84 x 84 grey, sticky actions, rewards
-clipped, stacks of 4 on both sides. The sides take turns, the first turn of each is thrown away, medians are compared. `environments` steps random actions, here on one
-and on two threads and there in one process and in eight; `update` is 4 epochs of minibatches of 256 out of 8 x 128 items, one thread; `training` is
-both together with acting, records and the divergence that entreg measures after each update, one thread for the network on both sides.
+clipped, stacks of 4 on both sides. The sides take turns, the first turn of each is thrown away, medians are compared. `environments` steps random
+actions, here on one and on two threads and there in one process and in eight; `update` is 4 epochs of minibatches of 256 out of 8 x 128 items, one
+thread; `training` is both together with acting, records and the divergence that entreg measures after each update, one thread for the network.
 """
 
 from __future__ import annotations
@@ -181,8 +181,11 @@ def main() -> None:
         "update": ("updates/s", updating),
         "training": ("steps/s", lambda: training(1 if args.quick else 2)),
     }
-    rows = [row for name, (unit, sides) in kinds.items() if args.only in (None, name) for row in measured(name, unit, sides(), repeats)]
-    common.write(args.out, rows, common.machine("torch", "numpy", "gymnasium", "ale-py", "stable-baselines3"))
+    where = common.machine("torch", "numpy", "gymnasium", "ale-py", "stable-baselines3")
+    args.out.unlink(missing_ok=True)
+    for name, (unit, sides) in kinds.items():
+        if args.only in (None, name):
+            common.append(args.out, [*measured(name, unit, sides(), repeats)], where)
 
 
 if __name__ == "__main__":

@@ -57,10 +57,10 @@ TASKS = {
 PPO = {"rollout": 32, "epochs": 4, "batch_size": 64, "update": "fused", "coef": ("0",)}
 DQN = {"environments": 4}
 ARMS = {
-    "none": Arm("ppo", PPO, None, ""),
-    "entropy": Arm("ppo", {**PPO, "coef": ("linear(0.1, 0)",)}, "none", ""),
-    "ICM": Arm("ppo", {**PPO, "intrinsic": "icm"}, "none", ""),
-    "count": Arm("ppo", {**PPO, "intrinsic": "count"}, "none", ""),
+    "none": Arm("ppo", PPO, None, "what random actions find often enough"),
+    "entropy": Arm("ppo", {**PPO, "coef": ("linear(0.1, 0)",)}, "none", "what they find rarely, over a longer run; not what they cannot find"),
+    "ICM": Arm("ppo", {**PPO, "intrinsic": "icm"}, "none", "as count, where states do not repeat; at more than twice the time"),
+    "count": Arm("ppo", {**PPO, "intrinsic": "count"}, "none", "what they cannot find, where states repeat"),
     "epsilon-greedy": Arm("dqn", DQN, None, ""),
     "Boltzmann": Arm("dqn", {**DQN, "exploration": "boltzmann"}, "epsilon-greedy", ""),
     "NoisyNet": Arm("dqn", {**DQN, "exploration": "noisy_net"}, "epsilon-greedy", ""),
@@ -93,27 +93,38 @@ def of(rows: Sequence[Mapping[str, str]], task: str, arm: str) -> list[float]:
 def results(rows: Sequence[Mapping[str, str]]) -> str:
     """Every arm and task: mean over seeds, its interval, and how many seeds solved the task."""
     lines = []
-    for label, arm in ARMS.items():
-        cells = [f"{label} ({arm.recipe})"]
-        for name, task in TASKS.items():
-            found = of(rows, name, label)
-            cells.append(f"{interval(mean_interval(found))}, {sum(value >= task.solved for value in found)} of {len(found)}" if found else "not run")
-        lines.append([*cells, arm.when])
-    return common.table(["", *TASKS, "when to use"], lines)
+    for label, arm, tasks in _there(rows):
+        found = {name: of(rows, name, label) for name in tasks}
+        solved = {name: f"{sum(value >= TASKS[name].solved for value in values)} of {len(values)}" for name, values in found.items()}
+        cells = [f"{interval(mean_interval(values))}, {solved[name]}" if values else "not run" for name, values in found.items()]
+        lines.append([f"{label} ({arm.recipe})", *cells, f"{seconds(rows, label):.1f}", arm.when])
+    return common.table(["", *tasks, "CPU s a member", "when to use"], lines)
+
+
+def _there(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, Arm, list[str]]]:
+    """The arms of which there are rows, each with all tasks of which there are any."""
+    tasks = [name for name in TASKS if any(row["task"] == name for row in rows)]
+    return [(label, arm, tasks) for label, arm in ARMS.items() if any(row["arm"] == label for row in rows)]
+
+
+def seconds(rows: Sequence[Mapping[str, str]], arm: str) -> float:
+    """CPU time of a member, mean over tasks; of tasks that the arm has."""
+    by_task = {row["task"]: float(row["cpu_seconds"]) for row in rows if row["arm"] == arm}
+    return sum(by_task.values()) / len(by_task)
 
 
 def differences(rows: Sequence[Mapping[str, str]]) -> str:
     """Every arm against the plain one of its recipe, paired by seed; bold where the interval leaves out 0."""
     lines = []
-    for label, arm in ARMS.items():
+    for label, arm, tasks in _there(rows):
         if arm.beside is None:
             continue
         cells = [f"{label} - {arm.beside}"]
-        for name in TASKS:
+        for name in tasks:
             mine, plain = of(rows, name, label), of(rows, name, arm.beside)
             cells.append(_told(mine, plain) if mine and plain else "not run")
         lines.append(cells)
-    return common.table(["", *TASKS], lines)
+    return common.table(["", *tasks], lines)
 
 
 def _told(mine: Sequence[float], plain: Sequence[float]) -> str:
@@ -130,7 +141,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "exploration.csv")
     arguments = parser.parse_args()
     wanted = arguments.only or ("all", "all")
-    for task, arm in [] if arguments.page else [(task, arm) for arm in ARMS for task in TASKS]:
+    order = [(task, arm) for recipe in ("ppo", "dqn") for task in TASKS for arm in ARMS if ARMS[arm].recipe == recipe]
+    for task, arm in [] if arguments.page else order:
         done = {(row["task"], row["arm"]) for row in common.read(arguments.out)}
         if (not arguments.quick and (task, arm) in done) or wanted[0] not in ("all", task) or wanted[1] not in ("all", arm):
             continue

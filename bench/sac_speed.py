@@ -3,7 +3,7 @@
     python -m bench.sac_speed [--blocks 7] [--steps 200] [--sbx-python PATH] [--out bench/results/sac_speed.csv]
 
 Every side takes one gradient step an environment step. A block is `steps` of them after a warm-up; its time is the process's own (CPU) time, all threads
-together, which jobs beside this one disturb less than the clock; all processes are bound to one core. sbx runs in an environment of its own (`bench/sac_sbx.py`).
+together, which jobs beside this one disturb less than the clock; all processes are bound to one core. sbx runs in its own environment (`bench/sac_sbx.py`).
 """
 
 from __future__ import annotations

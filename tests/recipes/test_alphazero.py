@@ -14,7 +14,7 @@ from entreg.recipes import alphazero
 from entreg.record import read_records
 from entreg.rl import evaluation, games, matches, selfplay
 from entreg.rl.search import Options, Result
-from entreg.rl.selfplay import Positions, Replay, SelfPlay
+from entreg.rl.selfplay import Positions, SelfPlay, Window
 from entreg.run import NonFinite, Run, RunSettings
 from tests.faults import final_state, lasting
 from tests.recipes.test_resume import assert_same, killed_at
@@ -42,11 +42,11 @@ def network(policy):
 
 @pytest.mark.slow
 def test_a_short_training_and_a_small_search_never_lose_to_any_perfect_play(tmp_path):
-    summary = trained(tmp_path, alphazero.Config(steps=8_192, simulations=25))
+    summary = trained(tmp_path, alphazero.Config(steps=12_288, simulations=25, eval_episodes=10))
     last = [line for line in lines(summary) if "eval/return" in line][-1]
     assert last["eval/random"] > 0.7
     game, perfect = games.make("tic_tac_toe"), matches.Solver(0)
-    player = evaluation.searching(game, network(load(summary.folder)), Options(simulations=200), [0])
+    player = evaluation.searching(game, network(load(summary.folder)), Options(simulations=600), [0])
     for first in (True, False):
         assert matches.losing_lines(game, player, first, perfect.best)[0] == []
 
@@ -108,14 +108,14 @@ def test_returns_are_the_movers_own_and_a_cut_game_goes_on_with_the_value():
 
 
 def test_the_window_keeps_the_newest_positions_of_each_member():
-    replay = Replay(2, 5, 1, 1)
+    window = Window(2, 5, 1, 1)
     for number in range(4):
         rows = np.full(2, number)
-        replay.add(1, Positions(rows[:, None], np.ones((2, 1)), rows[:, None], rows))
-    assert replay.added.tolist() == [0, 8] and sorted(replay.rows.value[1].tolist()) == [1, 2, 2, 3, 3]
-    again = Replay(2, 5, 1, 1)
-    again.load_state_dict(replay.state_dict())
-    assert_same(again.state_dict(), replay.state_dict())
+        window.add(1, Positions(rows[:, None], np.ones((2, 1)), rows[:, None], rows))
+    assert window.added.tolist() == [0, 8] and sorted(window.rows.value[1].tolist()) == [1, 2, 2, 3, 3]
+    again = Window(2, 5, 1, 1)
+    again.load_state_dict(window.state_dict())
+    assert_same(again.state_dict(), window.state_dict())
 
 
 def test_self_play_is_legal_and_its_games_are_what_open_spiel_says():

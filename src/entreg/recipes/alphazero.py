@@ -22,7 +22,7 @@ from entreg.rl.heads import head_for
 from entreg.rl.networks import Activation, ActorCritic, Architecture
 from entreg.rl.search import Options
 from entreg.rl.search_rules import Kind
-from entreg.rl.selfplay import Positions, Replay, SelfPlay
+from entreg.rl.selfplay import Positions, SelfPlay, Window
 from entreg.rl.spaces import ActionSpec
 from entreg.rl.study import LOG_LINES, Study
 from entreg.run import Run, Summary
@@ -123,7 +123,7 @@ class AlphaZero(Study):
         self.network = ActorCritic(architecture, population.weight_generators([member.seed for member in self.members]))
         self.optimizer = stacked.StackedAdam(self.network.parameters)
         self.self_play = SelfPlay(self.game, config, options(config), self.ask, self.streams)
-        self.replay = Replay(len(self.members), config.window, self.game.size, self.game.actions)
+        self.window = Window(len(self.members), config.window, self.game.size, self.game.actions)
         self.against_random = np.empty((len(self.members), 0))
 
     def _make(self, seeds: Sequence[int]) -> games.Described:
@@ -157,13 +157,13 @@ class AlphaZero(Study):
         while self.update < self.updates and self.stopped is None:
             finished = [game for _ in range(self.config.rollout) for game in self.self_play.move()]
             for game in finished:
-                self.replay.add(game.game // self.config.environments, game.positions)
-            first, active = self.replay.sample(self.streams, self.config.batch_size)
+                self.window.add(game.game // self.config.environments, game.positions)
+            first, active = self.window.sample(self.streams, self.config.batch_size)
             before = self._begin_update(first, [(game.game, game.total, game.length) for game in finished])
             if active.any():
                 yield first, active
                 for _ in range(self.config.updates - 1):
-                    yield self.replay.sample(self.streams, self.config.batch_size)
+                    yield self.window.sample(self.streams, self.config.batch_size)
             self._end_update(first, active.tolist(), before)
 
     @torch.no_grad()
@@ -229,14 +229,14 @@ class AlphaZero(Study):
             super()._film()
 
     def state_dict(self) -> dict[str, Any]:
-        own = {"optimizer": self.optimizer.state_dict(), "self_play": self.self_play.state_dict(), "replay": self.replay.state_dict()}
+        own = {"optimizer": self.optimizer.state_dict(), "self_play": self.self_play.state_dict(), "window": self.window.state_dict()}
         return {**super().state_dict(), **own, "collector": {"moments": None}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.optimizer.load_state_dict(state["optimizer"])
         self.self_play.load_state_dict(state["self_play"])
-        self.replay.load_state_dict(state["replay"])
+        self.window.load_state_dict(state["window"])
 
 
 def options(config: Config, simulations: int | None = None) -> Options:

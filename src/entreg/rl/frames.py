@@ -140,16 +140,24 @@ class FrameReplay:
 
     def sample(self, generators: Sequence[np.random.Generator], batch: int) -> Batch:
         """`batch` transitions of every member with replacement, each member's by its own generator alone."""
-        first, end = self._window()
-        if first == end:
+        return self.take(self.draw(generators, batch))
+
+    def draw(self, generators: Sequence[np.random.Generator], batch: int, replays: int = 1) -> np.ndarray:
+        """The numbers `[M, batch]` of transitions, counted step by step over the environments; rings of frames are not `replays` filled alike."""
+        assert replays == 1, "final frames fill every rank's ring differently"
+        size = len(self)
+        if not size:
             raise ValueError("replay: nothing to draw from yet; legal is sample() after add()")
-        drawn = np.stack([generator.integers(0, (end - first) * self.per_member, batch) for generator in generators])
+        return np.stack([generator.integers(0, size, batch) for generator in generators])
+
+    def take(self, drawn: np.ndarray) -> Batch:
+        """The transitions of these numbers `[M, B]`, the oldest step first."""
         steps, environment = np.divmod(drawn, self.per_member)
         lanes = (np.arange(self.members)[:, None] * self.per_member + environment).ravel()
-        steps = steps.ravel() + first
+        steps = steps.ravel() + self._window()[0]
         newest = self._rows(steps, lanes)
         stack, following = self._stacks(newest, steps, lanes)
-        shape = self.members, batch
+        shape = drawn.shape
 
         def tensor(values: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(np.ascontiguousarray(values).reshape(*shape, *values.shape[1:]))

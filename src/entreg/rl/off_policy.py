@@ -16,9 +16,11 @@ from torch import Tensor
 from entreg.control import GradientShare, Plateau
 from entreg.rl.config import OffPolicyConfig, check_off_policy
 from entreg.rl.environments import ActionSpec
+from entreg.rl.frames import FrameReplay
 from entreg.rl.heads import Head, TanhGaussian
 from entreg.rl.ranks import here, run_for
 from entreg.rl.replay import Batch, Replay
+from entreg.rl.spaces import FrameStack
 from entreg.rl.study import LOG_LINES, Study
 from entreg.run import Run
 
@@ -89,12 +91,11 @@ class OffPolicy(Study):
         return math.floor(max(0, rounds * self.per_round - self.learning_starts) * self._per_step + 1e-9)
 
     def __enter__(self: _OffPolicy) -> _OffPolicy:
-        folder, (*shape, mask_size) = Path(self.run.settings.out), self._replay_shape()
-        spec = self.environments.observation_spec
-        if isinstance(spec, FrameStack):
-            FrameReplay.check_room(*shape, spec.shape[0], folder=folder)
+        folder, (members, per_member, capacity, observation, shape, dtype, mask_size) = Path(self.run.settings.out), self._replay_shape()
+        if isinstance(observation, FrameStack):
+            FrameReplay.check_room(members, per_member, capacity, observation, shape, dtype, observation.shape[0], folder=folder)
         else:
-            Replay.check_room(*shape, mask_size, folder=folder)
+            Replay.check_room(members, per_member, capacity, observation, shape, dtype, mask_size, folder=folder)
         return super().__enter__()
 
     def _replay_shape(self) -> tuple[Any, ...]:

@@ -151,22 +151,22 @@ class SelfPlay:
             at += length
 
 
-class Replay:
-    """The last `window` positions of each member: a ring a member."""
+class Window:
+    """The last `size` positions of each member: a ring a member."""
 
-    def __init__(self, members: int, window: int, size: int, actions: int) -> None:
-        self.window = window
+    def __init__(self, members: int, size: int, observation: int, actions: int) -> None:
+        self.size = size
         self.added = np.zeros(members, np.int64)
         self.rows = Positions(
-            np.zeros((members, window, size), np.float32),
-            np.ones((members, window, actions), bool),
-            np.zeros((members, window, actions), np.float32),
-            np.zeros((members, window), np.float32),
+            np.zeros((members, size, observation), np.float32),
+            np.ones((members, size, actions), bool),
+            np.zeros((members, size, actions), np.float32),
+            np.zeros((members, size), np.float32),
         )
 
     def add(self, member: int, positions: Positions) -> None:
         """Put a game's positions in, over the oldest where the window is full."""
-        at = (self.added[member] + np.arange(len(positions.value))) % self.window
+        at = (self.added[member] + np.arange(len(positions.value))) % self.size
         for kept, new in zip(self.rows, positions, strict=True):
             kept[member, at] = new
         self.added[member] += len(at)
@@ -177,12 +177,12 @@ class Replay:
         at = np.zeros((len(ready), batch), np.int64)
         for member, generator in enumerate(streams.generators):
             if ready[member]:
-                at[member] = generator.integers(0, min(self.added[member], self.window), batch)
+                at[member] = generator.integers(0, min(self.added[member], self.size), batch)
         rows = np.arange(len(ready))[:, None], at
         return Positions(*(torch.from_numpy(kept[rows]) for kept in self.rows)), torch.from_numpy(ready)
 
     def state_dict(self) -> dict[str, Any]:
-        used = int(min(self.added.max(), self.window))
+        used = int(min(self.added.max(), self.size))
         return {"added": self.added.copy(), **{name: part[:, :used] for name, part in self.rows._asdict().items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
