@@ -93,6 +93,8 @@ class OffPolicy(Study):
     def __enter__(self: _OffPolicy) -> _OffPolicy:
         folder, (members, per_member, capacity, observation, shape, dtype, mask_size) = Path(self.run.settings.out), self._replay_shape()
         if isinstance(observation, FrameStack):
+            if self.part.of > 1:  # the ranks' games end at different steps, and then their rings hold different ones
+                raise ValueError(f"ranks is {self.part.of}; legal with stacks of frames and a replay is one process")
             FrameReplay.check_room(members, per_member, capacity, observation, shape, dtype, observation.shape[0], folder=folder)
         else:
             Replay.check_room(members, per_member, capacity, observation, shape, dtype, mask_size, folder=folder)
@@ -147,6 +149,7 @@ class OffPolicy(Study):
         """The next batch: of the transitions that one process would draw, those that this rank holds."""
         if self.part.of == 1:
             return self.replay.sample(self.streams.generators, self.config.batch_size)
+        assert isinstance(self.replay, Replay)
         drawn = self.replay.draw(self.streams.generators, self.config.batch_size, self.part.of)
         items, self.weight, self._places = self.ranks.take(torch.from_numpy(drawn), self.config.environments)
         return self.replay.take(items.numpy())
