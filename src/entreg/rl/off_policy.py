@@ -196,6 +196,7 @@ class OffPolicy(Study):
         """The means of a gradient step, `[M]` each: the entropy is what the controllers see. Stops on what is not finite."""
         means = torch.stack([policy_loss, value_loss, entropy])
         self.check(loss=means)
+        self._used = np.array([regularizer.coef for regularizer in self.regularizers])
         for regularizer, mean in zip(self.regularizers, means[2].tolist(), strict=True):
             regularizer.observe(mean, self.config.batch_size)
         self.books.seen(means)
@@ -210,7 +211,7 @@ class OffPolicy(Study):
     def _record(self, batch: Batch) -> None:
         """A training record of every member, of the policy's outputs at the observations of its last batch."""
         outputs = self.network.actor(batch.observation)
-        self.books.average(coef=np.array([regularizer.coef for regularizer in self.regularizers]))
+        self.books.average(coef=self._used)
         self.record(outputs, batch.mask)
         self.books.forget()
         self._recorded = self.round
