@@ -67,8 +67,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def interval(found: Interval) -> str:
-    """`value [low, high]` with four digits."""
-    return f"{float(found.value):.4g} [{float(found.low):.4g}, {float(found.high):.4g}]"
+    """`value [low, high]` with four digits; a single seed has no interval."""
+    return f"{float(found.value):.4g}" + (f" [{float(found.low):.4g}, {float(found.high):.4g}]" if found.n > 1 else "")
 
 
 def onto_page(page: Path, name: str, text: str) -> None:

@@ -89,7 +89,7 @@ def dangers(tree):
             yield from (name for name in modules if name.split(".")[0] in EXECUTES)
             if isinstance(node, ast.ImportFrom) and node.module in ("torch", "builtins"):
                 yield from (alias.name for alias in node.names if alias.name in ("load", *CALLS))
-        elif isinstance(node, ast.Name) and node.id in CALLS:
+        elif isinstance(node, ast.Name) and node.id in CALLS and isinstance(node.ctx, ast.Load):
             yield node.id
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and (node.value.id, node.attr) in {("torch", "load"), ("yaml", "load")}:
             yield f"{node.value.id}.{node.attr}"

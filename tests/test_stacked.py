@@ -109,11 +109,31 @@ def test_a_network_whose_outputs_are_unused_gets_no_gradient_and_second_derivati
     assert (parameters.grad[:, :13] != 0).all() and (parameters.grad[:, 13:] == 0).all()
 
 
-def test_convolution_is_each_members_own():
-    x, weight, bias = torch.randn(2, 3, 4, 8, 8), torch.randn(2, 6, 4, 3, 3), torch.randn(2, 6)
-    found = stacked.conv2d(x, weight, bias, 2)
-    for member in range(2):
-        torch.testing.assert_close(found[member], torch.nn.functional.conv2d(x[member], weight[member], bias[member], stride=2))
+@pytest.mark.parametrize("members", [1, 3])
+def test_convolutions_and_their_gradients_equal_one_grouped_convolution_of_contiguous_images(members):
+    x = torch.randint(0, 256, (members, 3, 4, 12, 12), dtype=torch.uint8)
+    shapes = [(members, 6, 4, 3, 3), (members, 6), (members, 5, 6, 2, 2), (members, 5)]
+    first, second = ([part.clone().requires_grad_() for part in parts] for parts in [[torch.randn(shape) / 10 for shape in shapes]] * 2)
+    found = stacked.convolutions(x, [(first[0], first[1]), (first[2], first[3])], (2, 1))
+    grouped = x.float().transpose(0, 1).flatten(1, 2)
+    for weight, bias, stride in ((second[0], second[1], 2), (second[2], second[3], 1)):
+        grouped = torch.relu(torch.nn.functional.conv2d(grouped, weight.flatten(0, 1), bias.flatten(), stride=stride, groups=members))
+    expected = grouped.unflatten(1, (members, -1)).transpose(0, 1).flatten(2)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+    weights = torch.randn_like(found)
+    for one, other in zip(torch.autograd.grad(found, first, weights), torch.autograd.grad(expected, second, weights), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=0.05)
+
+
+def test_convolutions_in_bfloat16_are_close_and_give_float32():
+    x, weight, bias = torch.randint(0, 256, (1, 5, 4, 20, 20), dtype=torch.uint8), torch.randn(1, 8, 4, 8, 8) / 255, torch.randn(1, 8)
+    exact, rounded = (stacked.convolutions(x, [(weight, bias)], [4], dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).norm() < 0.02 * exact.norm()
+
+
+def test_convolutions_of_no_images():
+    assert stacked.convolutions(torch.zeros(2, 0, 4, 8, 8, dtype=torch.uint8), [(torch.ones(2, 6, 4, 3, 3), torch.ones(2, 6))], [1]).shape == (2, 0, 216)
 
 
 def test_clipping_is_by_each_members_norm():

@@ -129,7 +129,7 @@ def export(folder: Path, *, output: Path | None = None, member: int | None = Non
         raise ImportError(f"export needs {error.name}: pip install 'entreg[export]'") from None
     policy = load(folder, member)
     target = output if output is not None else folder / "policy.onnx"
-    architecture = policy.network.architecture
+    architecture = policy.network.architecture = policy.network.architecture._replace(precision="float32")  # onnxruntime has no bfloat16 convolution
     shape = (2, *architecture.observation)
     example = torch.randint(0, 256, shape, dtype=torch.uint8) if architecture.image else torch.randn(shape)
     graph = _graph(Exported(policy).eval(), example)

@@ -107,8 +107,9 @@ def test_two_workers_find_the_maximum_entropy_policy_of_a_bandit(optimizer, tmp_
     assert [line["step"] for line in training] == sorted(line["step"] for line in training)
 
 
-def test_one_worker_that_is_stopped_and_resumed_is_the_one_that_was_not(tmp_path):
-    changes = {"workers": 1, "steps": 1600, "coef": ("TargetEntropy(0.5)",), "over": "trajectory"}
+@pytest.mark.parametrize("more", [{"over": "trajectory"}, {"intrinsic": "count"}], ids=["trajectory", "count"])
+def test_one_worker_that_is_stopped_and_resumed_is_the_one_that_was_not(more, tmp_path):
+    changes = {"workers": 1, "steps": 1600, "coef": ("TargetEntropy(0.5)",), **more}
     whole, _ = trained(tmp_path / "whole", run={"eval_every": 500}, **changes)
     cut = Run(RunSettings(out=tmp_path / "cut", quiet=True, eval_every=500))
     logged = cut.log
@@ -124,6 +125,8 @@ def test_one_worker_that_is_stopped_and_resumed_is_the_one_that_was_not(tmp_path
     second, _ = trained(tmp_path / "cut", run={"resume": str(first.folder)}, **changes)
     assert lasting(second.folder) == lasting(whole.folder)
     assert_same(final_state(second.folder), final_state(whole.folder))
+    told = ["intrinsic/share" in line for line in read_records(second.folder).lines if "coef" in line]
+    assert told == ["intrinsic" in more] * len(told)
 
 
 @pytest.mark.parametrize(

@@ -60,9 +60,9 @@ def test_soft_q_learns_the_tabular_soft_optimum(families, changes, tmp_path):
             np.testing.assert_allclose(outputs(summary, member), q, atol=0.05, err_msg=family)
 
 
-@pytest.mark.parametrize("families", [("shannon",), pytest.param(("shannon", "tsallis(2)", "tsallis(0.5)", "renyi(0.5)"), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("families", [("shannon",), pytest.param(("tsallis(0.5)", "renyi(0.5)"), marks=pytest.mark.slow)])
 def test_sac_discrete_learns_the_tabular_soft_optimum(families, tmp_path):
-    summary, _ = trained(sac_discrete, tmp_path, **{**TABLE, "steps": 6000 * (1 + len(families) // 2)}, family=families, coef=(str(TAU),))
+    summary, _ = trained(sac_discrete, tmp_path, **TABLE, family=families, coef=(str(TAU),))
     learned = final_state(summary.folder)["agent"]["learned"]
     for member, name in enumerate(families):
         family = spelling.parse_family(name)
@@ -163,6 +163,7 @@ def test_an_almost_uniform_target_is_told_once_and_others_are_not(tmp_path, caps
         ("dqn", {"env": "tests.rl.worlds:MaskedHeads-v0"}, "dqn needs one discrete action"),
         ("soft_q", {"family": ("renyi(2)",)}, "not concave"),
         ("sac_discrete", {"family": ("min_entropy",)}, "not concave"),
+        ("sac_discrete", {"family": ("tsallis(1.5)",)}, "zeros"),
         ("soft_q", {"family": ("tsallis(2)",)}, "greedy_probability"),
         ("soft_q", {"family": ("tsallis(2)",), "munchausen": True}, "Munchausen"),
         ("soft_q", {"munchausen_alpha": 2.0}, "munchausen_alpha"),
@@ -196,8 +197,9 @@ def test_killed_and_resumed_is_uninterrupted(case, tmp_path):
     flags = [word for key, value in changes.items() if isinstance(value, tuple) for part in value for word in (f"--{key}", part)]
     flags += ["--exploration", changes["exploration"]] if "exploration" in changes else []
     flags += ["--munchausen"] if changes.get("munchausen") else []
-    base = ["train", name, "--steps", "3000", "--hidden", "8", "--no-video", "--eval-episodes", "2", "--eval-every", "700", "--learning-starts", "100",
-            "--environments", "2", "--buffer-size", "900", *flags, "--quiet", "--checkpoint-every", "0"]  # fmt: skip
+    small = {"steps": 500, "hidden": 8, "eval-episodes": 2, "eval-every": 150, "learning-starts": 50, "environments": 2, "buffer-size": 200, "batch-size": 16}
+    sizes = [word for key, value in small.items() for word in (f"--{key}", str(value))]
+    base = ["train", name, *sizes, "--updates-per-step", "0.5", "--no-video", *flags, "--quiet", "--checkpoint-every", "0"]
     assert cli.main([*base, "--out", str(tmp_path / "whole")]) == 0
     (expected,) = (tmp_path / "whole").iterdir()
     killed_at([*base, "--out", str(tmp_path / "cut")], tmp_path / "cut", (expected / "records.jsonl").stat().st_size // 2)

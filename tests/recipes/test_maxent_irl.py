@@ -135,20 +135,23 @@ def test_members_are_the_runs_they_would_be_alone(tmp_path):
     assert not np.array_equal(left["true_reward"][0], left["true_reward"][1])
 
 
+@pytest.mark.parametrize("how", ["told", "killed"])
 @pytest.mark.parametrize("words", [("--reward", "neural"), ("--finite", "--objective", "matching", "--family", "tsallis(2)")], ids=["neural", "finite"])
-def test_stopped_and_resumed_is_uninterrupted(tmp_path, monkeypatch, words):
-    base = ["train", "maxent_irl", "--env-kwargs", '{"size": 3}', "--steps", "24", "--seeds", "2", "--demonstrations", "9", "--horizon", "9", "--quiet"]
+def test_stopped_and_resumed_is_uninterrupted(tmp_path, monkeypatch, words, how):
+    base = ["train", "maxent_irl", "--env-kwargs", '{"size": 3}', "--steps", "16", "--seeds", "2", "--demonstrations", "9", "--horizon", "9", "--quiet"]
     base += ["--checkpoint-every", "0", *words]
     assert cli.main([*base, "--out", str(tmp_path / "whole")]) == 0
     real, calls = maxent_irl._ascend, []
 
-    def dies(*arguments):
+    def interrupted(config, rewards, optimizer, run, step):
         calls.append(0)
         if len(calls) == 11:
-            raise KeyboardInterrupt
-        real(*arguments)
+            if how == "killed":
+                raise KeyboardInterrupt
+            run.stop("SIGINT")
+        real(config, rewards, optimizer, run, step)
 
-    monkeypatch.setattr(maxent_irl, "_ascend", dies)
+    monkeypatch.setattr(maxent_irl, "_ascend", interrupted)
     assert cli.main([*base, "--out", str(tmp_path / "cut")]) == 130
     monkeypatch.setattr(maxent_irl, "_ascend", real)
     assert cli.main(["train", "maxent_irl", "--resume", "latest", "--out", str(tmp_path / "cut"), "--quiet", "--checkpoint-every", "0"]) == 0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from entreg.recipes import a3c
+from entreg.recipes import a3c, dqn
 from entreg.record import read_records
 from entreg.rl.part import Part
 from entreg.rl.ranks import Ranks
@@ -51,8 +51,8 @@ def test_two_ranks_are_one_process_with_all_environments(name, folder, tmp_path)
     assert len(alone) == len(both) > 8
     for ours, theirs in zip(both, alone, strict=True):
         assert ours.keys() == theirs.keys()
-        for key, value in ours.items():
-            assert value == pytest.approx(theirs[key], rel=2e-3, abs=2e-5), (key, ours["step"])
+        for key in ours.keys() - {"entropy/infeasible"}:  # rank 0's own
+            assert ours[key] == pytest.approx(theirs[key], rel=2e-3, abs=2e-5), (key, ours["step"])
     left, right = final_state(one(folder / name)), final_state(one(tmp_path))
     torch.testing.assert_close(left["network"], right["network"], atol=2e-5, rtol=0)
     assert left["books"]["recent"] == right["books"]["recent"] or name == "reinforce"  # whose rewards are not whole numbers
@@ -62,9 +62,11 @@ def test_two_ranks_are_one_process_with_all_environments(name, folder, tmp_path)
         np.testing.assert_allclose(left["collector"]["moments"]["var"], right["collector"]["moments"]["var"], rtol=1e-9)
 
 
-def test_a_stop_on_one_rank_stops_both_and_the_resumed_run_is_the_uninterrupted_one(folder):
-    assert lasting(one(folder / "cut")) == lasting(one(folder / "ppo"))
-    assert torch.equal(final_state(one(folder / "cut"))["network"], final_state(one(folder / "ppo"))["network"])
+@pytest.mark.parametrize("name", ["ppo", "sac"])
+def test_a_stop_on_one_rank_stops_both_and_the_resumed_run_is_the_uninterrupted_one(name, folder):
+    cut, whole = one(folder / f"cut-{name}"), one(folder / name)
+    assert str(lasting(cut)) == str(lasting(whole))  # as texts: NaN is NaN there
+    assert torch.equal(final_state(cut)["network"], final_state(whole)["network"])
 
 
 def test_only_one_process_resumes_what_one_made(folder):
@@ -76,7 +78,8 @@ def test_every_item_of_a_minibatch_is_taken_once_by_the_rank_that_holds_it():
     order = torch.from_numpy(np.random.default_rng(0).permuted(np.tile(np.arange(36), (3, 1)), axis=1))[:, :11]
     found = [[] for _ in range(3)]
     for rank in range(3):
-        mine, weight = Ranks(Part(rank, 3)).take(order, environments=2)
+        mine, weight, places = Ranks(Part(rank, 3)).take(order, environments=2)
+        assert places is not None and weight is not None
         for member in range(3):
             local = mine[member][weight[member] > 0]
             found[member] += ((local // 2) * 6 + 2 * rank + local % 2).tolist()
@@ -144,4 +147,6 @@ def test_recipes_with_processes_of_their_own_are_refused_under_torchrun(monkeypa
     monkeypatch.setattr("entreg.rl.ranks.here", lambda: Ranks(Part(0, 2)))
     with pytest.raises(ValueError, match="a3c is for one process, and torchrun started 2; it starts workers of its own: --workers"):
         a3c.train(a3c.Config(), Run(RunSettings(out=tmp_path / "runs")))
+    with pytest.raises(ValueError, match="dqn is for one process, and torchrun started 2; ranks are for ppo, a2c, reinforce and sac"):
+        dqn.train(dqn.Config(), Run(RunSettings(out=tmp_path / "runs")))
     assert not (tmp_path / "runs").exists()

@@ -17,15 +17,19 @@ CASES = {
     },
     "a2c": {"env": "tests.rl.worlds:Cut-v0", "coef": ("PI(0.5, 0.1, 0.01, (0, 1))",), "over": "trajectory"},
     "reinforce": {"env": "Pendulum-v1", "coef": ("Plateau(linear(0.1, 0), 1)", "0.1"), "family": ("renyi(2)",), "squash": True, "baseline": "mean"},
+    "sac": {
+        "env": "Pendulum-v1", "steps": 480, "learning_starts": 60, "batch_size": 15, "updates_per_step": 0.1, "buffer_size": 300,
+        "coef": ("TargetEntropy(action_dim())", "GradientShare(0.1, 0.1)"), "rollout": None,
+    },
 }  # fmt: skip
 
 
-def train(name, folder, ranks=1, settings=None, **changes):
+def train(name, folder, ranks=1, settings=None, run=None):
     """One case on one of `ranks` ranks."""
     recipe = importlib.import_module(f"entreg.recipes.{name}")
-    config = {**SMALL, **CASES[name], **changes}
+    config = {key: value for key, value in {**SMALL, **CASES[name]}.items() if value is not None}
     config["environments"] //= ranks
-    return recipe.train(recipe.Config(**config), Run(RunSettings(out=folder, quiet=True, eval_every=200, **(settings or {}))))
+    return recipe.train(recipe.Config(**config), run or Run(RunSettings(out=folder, quiet=True, eval_every=200, **(settings or {}))))
 
 
 def join(rank, folder):
@@ -34,15 +38,16 @@ def join(rank, folder):
 
 
 def work(rank, folder):
-    """Every case; then PPO again, stopped half way by the last rank and resumed."""
+    """Every case; then PPO and SAC again, stopped on the way by the last rank and resumed."""
     join(rank, folder)
     for name in CASES:
         train(name, Path(folder, name), RANKS)
-    halted(rank, folder)
+    for name in ("ppo", "sac"):
+        halted(name, rank, Path(folder, f"cut-{name}"))
     dist.destroy_process_group()
 
 
-def halted(rank, folder):
+def halted(name, rank, folder):
     from entreg.rl.ranks import Follower
 
     class Told(Follower):
@@ -50,14 +55,9 @@ def halted(rank, folder):
 
         def check_finite(self, step, **tensors):
             super().check_finite(step, **tensors)
-            if step >= 288:
+            if step >= 280:
                 self.stop("enough")
 
-    from entreg.recipes import ppo
-
-    config = {**SMALL, **CASES["ppo"], "environments": SMALL["environments"] // RANKS}
-    settings = RunSettings(out=Path(folder, "cut"), quiet=True, eval_every=200)
-    run = Run(settings) if rank == 0 else Told(settings)
-    first = ppo.train(ppo.Config(**config), run)
-    assert first.stopped == "enough" and 0 < first.step < SMALL["steps"], first
-    train("ppo", Path(folder, "cut"), RANKS, settings={"resume": str(first.folder)})
+    first = train(name, folder, RANKS, run=(Run if rank == 0 else Told)(RunSettings(out=folder, quiet=True, eval_every=200)))
+    assert first.stopped == "enough" and 0 < first.step < 400, first
+    train(name, folder, RANKS, settings={"resume": str(first.folder)})

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -195,6 +196,27 @@ def test_the_states_around_a_step_are_kept_with_the_last_one_of_an_episode():
     np.testing.assert_array_equal(made.after[..., 0], made.before[..., 0])
 
 
+def test_rewards_are_scaled_by_their_own_discounted_sum_which_does_not_end_with_episodes():
+    spec, gamma = ObservationSpec((1,), False), 0.9
+    made = intrinsic.Intrinsic(intrinsic.Settings("count", 0.5, 3, 1e-3), [0], 8, spec, head_for(HEADS["discrete"]), gamma)
+    states = np.random.default_rng(0).integers(0, 20, (1, 6, 8, 1)).astype(np.float32)
+    ended = np.ones((1, 6, 8), bool)
+    rollout = SimpleNamespace(before=states, action=states, after=states, reward=np.zeros((1, 6, 8)), terminated=ended)
+    scaled, mean = made.reward(rollout)
+    unique, inverse, found = np.unique(states, return_inverse=True, return_counts=True)
+    raw, total, seen = (found**-0.5)[inverse].reshape(6, 8), np.zeros(8), []
+    for t in range(6):
+        total = gamma * total + raw[t]
+        seen.append(total)
+        np.testing.assert_allclose(scaled[0, t], raw[t] / np.std(seen), rtol=1e-2)
+    assert mean[0] == pytest.approx(raw.mean()) and len(unique) > 10
+
+
+def test_ranks_are_refused():
+    with pytest.raises(ValueError, match="intrinsic must be none under torchrun, got 'rnd': each of 2 ranks"):
+        intrinsic.Settings("rnd", 0.5, 3, 1e-3).check(2)
+
+
 # -------------------------------------------------------------------- in a recipe
 
 DEEP = ppo.Config(env="DeepSea-v0", env_kwargs={"size": 6}, environments=4, rollout=30, steps=1200, hidden=(16,), coef=("0",), eval_episodes=2)
@@ -248,7 +270,7 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_written(wrong, words
 
 @pytest.mark.slow
 def test_counts_find_the_treasure_that_nothing_else_finds(tmp_path):
-    """DeepSea of size 10: by chance one episode in 1024 ends at the treasure, and every step towards it costs."""
+    """DeepSea of size 12: by chance one episode in 4096 ends at the treasure, and every step towards it costs."""
     settings = {
         "env_kwargs": {"size": 12},
         "steps": 60_000,

@@ -31,7 +31,7 @@ def kind_of(family: Family) -> Kind:
         raise ValueError(f"family: got {name} at order 0, legal is an order > 0: it counts the support, so the best policy is a limit that is never reached")
     if name == "tsallis" or (name == "renyi" and order < 1):
         return name, order
-    raise ValueError(f"family: got {name} at order {order}, legal are shannon, tsallis and renyi below 1: above it is not concave and has no soft value")
+    raise ValueError(f"family: got {name} at order {order}, legal are shannon, tsallis and renyi below 1: this one is not concave and has no soft value")
 
 
 def _omega(p: Tensor, name: str, order: float) -> Tensor:

@@ -27,7 +27,7 @@ from entreg.rl import demonstrations, tabular
 from entreg.rl.schedule import Schedule
 from entreg.run import Run, Summary
 
-STATUS = "experimental"
+STATUS = "stable"
 SUMMARY = "Maximum-entropy inverse reinforcement learning, tabular"
 LOG_LINES = 100
 SHOWN = 3  # members whose maps stand in the report
@@ -120,6 +120,8 @@ class Member:
                 assert expert is not None
                 rng = np.random.default_rng(np.random.SeedSequence([seed, 0xDE40]))
                 shown = demonstrations.sample(mdp, expert.policy, config.demonstrations, config.horizon, rng)
+            if not len(shown.start):
+                raise ValueError(f"env is {config.env!r}, whose episodes end where they begin; legal is one with a step to show")
             longest = int(shown.lengths.max())
             if horizon is not None and longest > horizon:
                 raise ValueError(f"horizon is {horizon}, and a trajectory has {longest} steps; legal with --finite is a horizon from {longest}")
@@ -267,6 +269,8 @@ def train(config: Config, run: Run | None = None) -> Summary:
                     run.log(step, member=index, **row, learning_rate=optimizer.param_groups[0]["lr"])
             stopped = run.stopping()
             run.checkpoint(step, state)
+        if stopped is not None:
+            run.checkpoint(step, state, force=True)  # before measuring, which moves the first guesses of the values
         rows, tables = zip(*(member.measured(rewards.of(index).detach(), judge=True) for index, member in enumerate(members)), strict=True)
         if not complete and stopped is None:
             for index, row in enumerate(rows):
@@ -274,7 +278,7 @@ def train(config: Config, run: Run | None = None) -> Summary:
                 run.save_best(index, row["objective"], members[index].as_policy(tables[index]), step=step)
             complete = True
             write_tables(run.folder, members, tables)
-        run.checkpoint(step, state, force=True)
+            run.checkpoint(step, state, force=True)
         names = [name for name in ("objective", "feature_gap", "log_likelihood", "entropy", "eval/value_difference") if all(name in row for row in rows)]
         return run.finish(step, {name: float(np.mean([row[name] for row in rows])) for name in names})
 
@@ -282,7 +286,10 @@ def train(config: Config, run: Run | None = None) -> Summary:
 def _ascend(config: Config, rewards: Rewards, optimizer: torch.optim.Optimizer, run: Run, step: int) -> None:
     """One gradient step of all members."""
     each = [rewards.of(index) for index in range(len(rewards.members))]
-    directions = [member.gradient(reward.detach())[0] for member, reward in zip(rewards.members, each, strict=True)]
+    directions = []
+    for member, reward in zip(rewards.members, each, strict=True):
+        run.hurry()
+        directions.append(member.gradient(reward.detach())[0])
     run.check_finite(step, gradient=torch.stack(directions))
     optimizer.zero_grad()
     loss = -sum((reward * direction).sum() for reward, direction in zip(each, directions, strict=True)) + config.l2 / 2 * rewards.parameters.square().sum()

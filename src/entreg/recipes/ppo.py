@@ -82,8 +82,8 @@ def minibatches(learner: Learner, config: Config, rollout: Rollout) -> Iterator[
             yield whole
             continue
         for part in order.split(config.batch_size, dim=1):
-            own, weight = learner.ranks.take(part, config.environments)
-            batch = rollout.take(own)._replace(weight=weight)
+            taken = learner.ranks.take(part, config.environments)
+            batch = rollout.take(taken.items)._replace(weight=taken.weight)
             yield batch._replace(advantage=learner.advantage(batch))
 
 

@@ -5,7 +5,7 @@ Shapes: M members, B transitions of a batch, D observation, A numbers of an acti
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -22,6 +22,7 @@ from entreg.rl.feasibility import infeasible
 from entreg.rl.heads import Head, TanhGaussian
 from entreg.rl.networks import ActorCritic, Architecture
 from entreg.rl.off_policy import OffPolicy
+from entreg.rl.ranks import alone
 from entreg.rl.replay import Batch
 from entreg.rl.spaces import ActionSpec
 from entreg.run import Run, Summary
@@ -54,7 +55,7 @@ class Config(OffPolicyConfig):
 def train(config: Config, run: Run | None = None) -> Summary:
     """Train the population that `config` describes; records, checkpoints and policies go to the run's folder."""
     check(config)
-    learner = OffPolicy("sac", config, run, head=_head, coef=lambda _: ("TargetEntropy(action_dim())",))
+    learner = OffPolicy("sac", config, run, head=head_for, coef=default_coef, over_ranks=True)
     agent = learner.agent = Agent(learner, config)
     with learner:
         for batch in learner.batches(agent.act):
@@ -79,6 +80,7 @@ class Agent:
         self.actor_adam, self.critic_adam = StackedAdam(self.actor.parameters, eps=1e-8), StackedAdam(self.critics.parameters, eps=1e-8)
         self.exact = config.estimator == "exact" or (config.estimator is None and any(member.family != "shannon" for member in learner.members))
         self.starts = [regularizer.coef for regularizer in learner.regularizers]
+        self.step = self._compiled() if config.compile else self.gradient_step
         self.warned = [False] * len(learner.members)
 
     @torch.no_grad()
@@ -86,27 +88,56 @@ class Agent:
         """Squashed actions `[M, n, A]` for observations `[M, n, D]`."""
         outputs = self.actor.actor(torch.from_numpy(observation)).numpy()
         self.learner.check(outputs=outputs)
-        noise = self.learner.streams.noise((observation.shape[1], self.head.actions), "normal")
-        action: np.ndarray = np.tanh(self.head.sample(outputs, noise, None))
+        action: np.ndarray = np.tanh(self.head.sample(outputs, self.learner.noise("normal"), None))
         return action
 
     def update(self, batch: Batch) -> None:
         """One gradient step: critics, then actors on the new critics, then target networks."""
-        learner, items = self.learner, batch.reward.shape[1]
+        learner = self.learner
         coef, rate = learner.coefs(), learner.schedules["learning_rate"].value
-        noise, after_noise = torch.from_numpy(learner.streams.noise((2, items, self.head.actions), "normal")).unbind(1)
-        critic_loss = self.critic_loss(batch, after_noise, coef)
-        self.critics.parameters.backward((critic_loss, torch.full_like(critic_loss, 1 / items)))
-        self.critic_adam.step(rate)
-        outputs, action, entropy = self.look(batch.observation, noise)
+        noise = learner.batch_noise(2)
+        if learner.share_due:
+            self.measure(batch.observation, noise[:, 0], coef)
+        learner.seen(*self.step(batch, noise, coef, self.critic_adam.rates(rate), self.actor_adam.rates(rate)))
+
+    def gradient_step(self, batch: Batch, noise: Tensor, coef: Tensor, critic_rates: Tensor, actor_rates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The arithmetic of an update, as one graph; gives mean actor losses, critic losses and entropies, `[M]` each. Noise is `[M, 2, B, A]`."""
+        learner = self.learner
+        critic_loss = self.critic_loss(batch, noise[:, 1], coef)
+        self.critics.parameters.backward((critic_loss, learner.each(critic_loss)))
+        learner.ranks.sum(self.critics.parameters.grad)
+        self.critic_adam.apply(critic_rates)
+        _, action, entropy = self.look(batch.observation, noise[:, 0])
         value = self.critics(torch.cat([batch.observation, action], -1), frozen=True).amin(1)
         actor_loss = functional.soft_actor(value, entropy, coef)
-        if learner.share_due:
-            self.measure(outputs, value, entropy, coef)
-        self.actor.parameters.backward((actor_loss, torch.full_like(actor_loss, 1 / items)))
-        self.actor_adam.step(rate)
+        self.actor.parameters.backward((actor_loss, learner.each(actor_loss)))
+        learner.ranks.sum(self.actor.parameters.grad)
+        self.actor_adam.apply(actor_rates)
         self.critics.follow(self.config.tau)
-        learner.seen(actor_loss.detach().mean(1), critic_loss.detach().sum(1).mean(1), entropy.detach().mean(1))
+        return learner.mean(actor_loss.detach()), learner.mean(critic_loss.detach().sum(1)), learner.mean(entropy.detach())
+
+    def _compiled(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+        """`gradient_step` as one graph of compiled code, optimizers included."""
+        from torch._dynamo import config as dynamo
+        from torch._inductor import cpp_builder
+
+        try:
+            cpp_builder.get_cpp_compiler()
+        except Exception as error:
+            raise ValueError(f"compile needs a C++ compiler, and none was found: {error}; install one or leave compile off") from error
+
+        def traced(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+            with self.critics.parameters.traced(), self.critics.target.traced(), self.actor.parameters.traced():
+                return self.gradient_step(*inputs)
+
+        compiled = torch.compile(traced, fullgraph=True, dynamic=False)
+
+        def step(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+            with dynamo.patch(trace_autograd_ops=True):
+                result: tuple[Tensor, Tensor, Tensor] = compiled(*inputs)
+            return result
+
+        return step
 
     def look(self, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The policy's outputs `[M, B, K]`, drawn actions `[M, B, A]` and entropies `[M, B]`: exact ones, or -log p of the drawn actions."""
@@ -122,10 +153,12 @@ class Agent:
         target = functional.soft_target(batch.reward, batch.terminated, value, entropy, coef, self.config.gamma)
         return 0.5 * (self.critics(torch.cat([batch.observation, batch.action], -1)) - target[:, None]).square()
 
-    def measure(self, outputs: Tensor, value: Tensor, entropy: Tensor, coef: Tensor) -> None:
+    def measure(self, observation: Tensor, noise: Tensor, coef: Tensor) -> None:
         """The bonus's share of the gradient, and before a record the share of states that cannot reach the target."""
-        books, each = self.learner.books, torch.full_like(value, 1 / value.shape[1])
-        books.share = population.gradient_shares((entropy, coef * each), (value, each), outputs)
+        outputs, action, entropy = self.look(observation, noise)
+        value = self.critics(torch.cat([observation, action], -1), frozen=True).amin(1)
+        learner, books, each = self.learner, self.learner.books, self.learner.each(value)
+        books.share = population.gradient_shares((entropy, coef * each), (value, each), outputs, learner.ranks.sum if learner.part.of > 1 else None)
         targets = [regularizer.target for regularizer in self.learner.regularizers]
         if self.learner.record_next and any(target is not None for target in targets):
             mean = outputs.detach().chunk(2, -1)[0]
@@ -158,7 +191,12 @@ class Agent:
         self.warned = list(state["warned"])
 
 
-def _head(spec: ActionSpec) -> Head:
+def default_coef(_: Head) -> tuple[str, ...]:
+    """The coefficient where none is named."""
+    return ("TargetEntropy(action_dim())",)
+
+
+def head_for(spec: ActionSpec) -> Head:
     if spec.kind != "continuous":
         raise ValueError(f"sac is for continuous actions, and this environment's are {spec.kind}; sac_discrete and dqn are for those")
     return TanhGaussian(spec, LOG_STD, remedy="sac has no other kind: bound the environment's actions")
@@ -166,6 +204,8 @@ def _head(spec: ActionSpec) -> Head:
 
 def check(config: Config) -> None:
     """Raise `ValueError` for the first of SAC's own settings that cannot be meant."""
+    if config.compile:
+        alone("sac with compile", "leave compile off")
     require(config, "tau", lambda value: 0 < value <= 1, "above 0 and at most 1")
     if config.estimator not in (None, "sampled", "exact"):
         raise ValueError(f"estimator must be sampled, exact or None, got {config.estimator!r}")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from entreg import functional, stacked
+from entreg import functional, spelling, stacked
 from entreg.rl import population
 from entreg.rl.networks import ActorCritic, Architecture
 from entreg.rl.off_policy import OffPolicy
@@ -33,7 +33,7 @@ class Config(ValueConfig):
 
 def train(config: Config, run: Run | None = None) -> Summary:
     """Train the population that `config` describes; records, checkpoints and policies go to the run's folder."""
-    check_values(config)
+    check(config)
     with SoftActorCritic(config, run) as learner:
         warn_of_uniform_targets(learner)
         for batch in learner.batches(learner.act):
@@ -49,6 +49,18 @@ def train(config: Config, run: Run | None = None) -> Summary:
             value_loss, policy_loss, seen = (part.detach().mean(-1) for part in (loss.mean(0), -gain, entropy))
             learner.seen(policy_loss, value_loss, seen)
         return learner.finish()
+
+
+def check(config: Config) -> None:
+    """Raise `ValueError` for the first setting that cannot be meant, and for families whose policies have zeros, which a softmax does not leave again."""
+    check_values(config)
+    for text in config.family:
+        family = spelling.parse_family(text)
+        if family.name == "tsallis" and family.order > 1:
+            raise ValueError(
+                f"family {text}: above order 1 the best policies have zeros, and a softmax actor that came near one gets no gradient to leave it; "
+                "legal are shannon, tsallis and renyi below 1; soft_q has no actor and takes it"
+            )
 
 
 class SoftActorCritic(OffPolicy):

@@ -48,6 +48,7 @@ class Report(NamedTuple):
     share: np.ndarray | None
     kl: np.ndarray
     explained_variance: np.ndarray
+    novelty: Mapping[str, np.ndarray]
 
 
 class Job(NamedTuple):
@@ -86,7 +87,8 @@ class Notes(Books):
         """The rollout that began last, after its gradient step."""
         means = torch.stack(self._seen).mean(0).numpy()
         most = None if largest is None else largest.numpy()
-        return Report(self.episodes, means, shannon.numpy(), most, self.share, kl, self.columns["explained_variance"])
+        novelty = {name: column for name, column in self.columns.items() if name.startswith("intrinsic/")}
+        return Report(self.episodes, means, shannon.numpy(), most, self.share, kl, self.columns["explained_variance"], novelty)
 
 
 class Worker(Learner):
@@ -136,11 +138,13 @@ class Worker(Learner):
         return self.notes.report(kl, *self.notes.measure(rollout.outputs, rollout.mask))
 
     def state_dict(self) -> dict[str, Any]:
-        """Open episodes and random state; what is shared is saved by the main process."""
+        """Open episodes, random state and what is new to this worker; what is shared is saved by the main process."""
         return {
             "collector": self.collector.state_dict(),
             "streams": self.streams.state_dict(),
             "regularizers": {str(index): regularizer.state_dict() for index, regularizer in enumerate(self.regularizers)},
+            "schedules": {name: schedule.state_dict() for name, schedule in self.schedules.items()},
+            "intrinsic": None if self.intrinsic is None else self.intrinsic.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -148,10 +152,14 @@ class Worker(Learner):
         self.collector.load_state_dict(state["collector"])
         for index, regularizer in enumerate(self.regularizers):
             regularizer.load_state_dict(state["regularizers"][str(index)])
+        for name, schedule in self.schedules.items():
+            schedule.load_state_dict(state["schedules"][name])
+        if self.intrinsic is not None:
+            self.intrinsic.load_state_dict(state["intrinsic"])
 
 
 class Chief(Learner):
-    """The main process: the only one that writes."""
+    """The main process: the only one that writes. Its own environments, one worker's, only say what their spaces are."""
 
     def __init__(self, recipe: str, config: OnPolicyConfig, run: Run | None, *, workers: int, rule: Rule) -> None:
         check_main()
@@ -159,6 +167,7 @@ class Chief(Learner):
         sendable("env_kwargs", config.env_kwargs)
         sendable(f"env {config.env}", self.spec)
         super().__init__(recipe, config, run, part=Part(0, workers))
+        self.intrinsic = None  # what is new, each worker knows for itself
         self.rule, self.shared = rule, share(self.network.parameters.data, rule)
         self.optimizer = OPTIMIZERS[rule](self.network.parameters, self.shared)
         self.states: list[Any] = [None] * workers
@@ -171,6 +180,8 @@ class Chief(Learner):
         """Let workers do rollouts until the run is complete or stopped; in between, while they rest, records and checkpoints are written."""
         if self.evaluation_due:  # a signal cut it short
             self.evaluate()
+        if self.update == self.updates or self.stopped is not None:
+            return
         try:
             with Crew(work, self._jobs()) as crew:
                 while self.update < self.updates and self.stopped is None:
@@ -230,6 +241,7 @@ class Chief(Learner):
         for one in window:
             self.books.seen(torch.from_numpy(one.means))
         self.books.share = _mean(window, "share")
+        self.books.columns |= {name: np.mean([one.novelty[name] for one in window], axis=0) for name in window[0].novelty}
         self.books.end(_mean(window, "kl"))
         self.step_controllers()
         self.update += 1

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,10 +87,10 @@ class Books:
         return result
 
     @torch.no_grad()
-    def measure(self, outputs: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def measure(self, outputs: Tensor, mask: Tensor | None, mean: Callable[[Tensor], Tensor] = lambda each: each.mean(1)) -> tuple[Tensor, Tensor | None]:
         """The mean Shannon entropies `(M,)` of `outputs (M, N, K)`, and the largest there could be, `(M,)` or one for all; None where there is none."""
         largest = self.head.max_entropy(SHANNON, mask)
-        return self.head.entropy(outputs, SHANNON, mask).mean(1), largest if mask is None or largest is None else largest.mean(1)
+        return mean(self.head.entropy(outputs, SHANNON, mask)), largest if mask is None or largest is None else mean(largest)
 
     def rows(self, outputs: Tensor, mask: Tensor | None, steps: int) -> list[dict[str, float]]:
         """One training record a member: the books and the Shannon entropy of `outputs (M, N, K)`."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from entreg import spelling
-from entreg.rl.networks import Activation
+from entreg.rl.networks import Activation, Precision
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,10 @@ class OnPolicyConfig(StudyConfig):
     """Widths of the hidden layers of actor and critic."""
     activation: Activation = "tanh"
     """Between the layers."""
+    shared: bool = False
+    """Actor and critic share the hidden layers; convolutions they always share."""
+    precision: Precision = "float32"
+    """Of the convolutions of images; bfloat16 pays where the processor has AVX512-BF16 or AMX."""
     intrinsic: Literal["none", "icm", "rnd", "count", "state_entropy"] = "none"
     """A reward for what is new: error of a forward model, error at imitating a random network, visit counts, distance to other states."""
     intrinsic_coef: str = "linear(1, 0)"

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from gymnasium.envs.registration import EnvSpec
 
 from entreg.rl import naming
+from entreg.rl.atari import Atari, is_picture
 from entreg.rl.cartpole import CartPole
 from entreg.rl.loops import AsyncEnvironments, SyncEnvironments
 from entreg.rl.spaces import ActionSpec, ObservationSpec
@@ -23,8 +24,9 @@ Mode = Literal["auto", "sync", "async"]
 def make(env: str, *, seeds: Sequence[int], per_member: int, first: int = 0, mode: Mode = "auto", env_kwargs: Mapping[str, Any] | None = None) -> Environments:
     """The environments of a population: `per_member` for each member's seed, of a Gymnasium id or `module:Id`, counted from `first`.
 
-    `mode` "auto" takes the vectorised CartPole where that is meant and a loop in this process elsewhere; "sync" always the loop,
-    "async" one process an environment. All three give the same numbers. `env_kwargs` go to the environment (and `max_episode_steps` to its time limit).
+    `mode` "auto" takes the vectorised CartPole or Atari game where that is meant and a loop in this process elsewhere; "sync" always the loop,
+    "async" one process an environment. All three give the same numbers; games are for "auto". `env_kwargs` go to the environment (and
+    `max_episode_steps` to its time limit).
 
     Raises:
         ValueError: an unknown id (naming close ones), an argument out of range, a space that is not supported.
@@ -49,6 +51,10 @@ def make(env: str, *, seeds: Sequence[int], per_member: int, first: int = 0, mod
     spec, notes = naming.find(env)
     kwargs = dict(env_kwargs or {})
     own = [environment_seed(seed, index) for seed in seeds for index in range(first, first + per_member)]
+    if is_picture(spec, kwargs):
+        if mode != "auto":
+            raise ValueError(f"{spec.id} runs in a vector environment of its own: mode must be 'auto', got {mode!r}")
+        return Atari(spec, own, kwargs, notes)
     if mode == "async":
         return AsyncEnvironments(spec, own, kwargs, notes)
     if mode == "auto" and _is_cartpole(spec, kwargs):

@@ -12,9 +12,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from entreg.rl.replay import FOLDER, Batch, layout
+from entreg.rl.replay import FOLDER, Batch, Field, layout
 from entreg.rl.segments import PARTS, Files, Memory, require_room
 from entreg.rl.spaces import ObservationSpec
+
+
+def _layout_for(observation: ObservationSpec, shape: tuple[int, ...], dtype: np.dtype[Any] | type, stack: int) -> tuple[dict[str, Field], int]:
+    channels, height, width = observation.shape
+    flags = dict.fromkeys(("terminated", "ended", "final", "zeros"), ((), np.bool_))
+    parts: dict[str, Any] = {
+        "frame": ((channels // stack, height, width), np.uint8),
+        "action": (shape, dtype),
+        "reward": ((), np.float32),
+        "age": ((), np.uint8),
+    }
+    return layout({**parts, **flags})
 
 
 class FrameReplay:
@@ -34,19 +46,11 @@ class FrameReplay:
         folder: Path | None = None,
         stack: int = 4,
     ) -> None:
-        channels, height, width = observation.shape
-        if stack < 1 or channels % stack or not observation.image:
-            raise ValueError(f"stack must divide the {channels} channels of images, got {stack}")
-        if min(members, per_member, capacity) < 1:
-            raise ValueError(f"members, per_member, capacity must be at least 1, got {members}, {per_member}, {capacity}")
+        self.check_room(members, per_member, capacity, observation, *action, stack, folder=folder)
         self.members, self.per_member, self.stack = members, per_member, stack
-        frame = channels // stack, height, width
-        flags = dict.fromkeys(("terminated", "ended", "final", "zeros"), ((), np.bool_))
-        parts: dict[str, Any] = {"frame": (frame, np.uint8), "action": action, "reward": ((), np.float32), "age": ((), np.uint8), **flags}
-        self._fields, size = layout(parts)
+        self._fields, size = _layout_for(observation, *action, stack)
+        frame = self._fields["frame"].shape
         lanes, rounds = members * per_member, max(2, capacity // per_member) + stack
-        need = lanes * size * (rounds if folder is None else rounds + 2 * -(-rounds // PARTS))
-        require_room(need, f"a replay of {capacity} frames of {members} members", folder)
         self._store = Memory(lanes, size, rounds) if folder is None else Files(lanes, size, rounds, folder / FOLDER)
         self._row = np.zeros((lanes, size), np.uint8)
         self._parts = {name: field.of(self._row) for name, field in self._fields.items()}
@@ -55,6 +59,27 @@ class FrameReplay:
         self._cuts: list[int] = []  # steps after which all open episodes were lost
         self._age, self._zeros = np.zeros(lanes, np.int64), np.zeros(lanes, bool)
         self._next = np.zeros((lanes, *frame), np.uint8)  # the frames after the newest step
+
+    @staticmethod
+    def check_room(
+        members: int,
+        per_member: int,
+        capacity: int,
+        observation: ObservationSpec,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any] | type,
+        stack: int,
+        *,
+        folder: Path | None = Path(),
+    ) -> None:
+        """Raise `ValueError` where such a replay does not fit, on the disk of `folder` or (None) in memory: for runs that have no folder yet."""
+        if stack < 1 or observation.shape[0] % stack or not observation.image:
+            raise ValueError(f"stack must divide the {observation.shape[0]} channels of images, got {stack}")
+        if min(members, per_member, capacity) < 1:
+            raise ValueError(f"members, per_member, capacity must be at least 1, got {members}, {per_member}, {capacity}")
+        rounds = max(2, capacity // per_member) + stack
+        need = members * per_member * _layout_for(observation, shape, dtype, stack)[1] * (rounds if folder is None else rounds + 2 * -(-rounds // PARTS))
+        require_room(need, f"a replay of {capacity} frames of {members} members", folder)
 
     def __len__(self) -> int:
         """Transitions of each member that can be drawn."""
@@ -115,16 +140,24 @@ class FrameReplay:
 
     def sample(self, generators: Sequence[np.random.Generator], batch: int) -> Batch:
         """`batch` transitions of every member with replacement, each member's by its own generator alone."""
-        first, end = self._window()
-        if first == end:
+        return self.take(self.draw(generators, batch))
+
+    def draw(self, generators: Sequence[np.random.Generator], batch: int, replays: int = 1) -> np.ndarray:
+        """The numbers `[M, batch]` of transitions, counted step by step over the environments; rings of frames are not `replays` filled alike."""
+        assert replays == 1, "final frames fill every rank's ring differently"
+        size = len(self)
+        if not size:
             raise ValueError("replay: nothing to draw from yet; legal is sample() after add()")
-        drawn = np.stack([generator.integers(0, (end - first) * self.per_member, batch) for generator in generators])
+        return np.stack([generator.integers(0, size, batch) for generator in generators])
+
+    def take(self, drawn: np.ndarray) -> Batch:
+        """The transitions of these numbers `[M, B]`, the oldest step first."""
         steps, environment = np.divmod(drawn, self.per_member)
         lanes = (np.arange(self.members)[:, None] * self.per_member + environment).ravel()
-        steps = steps.ravel() + first
+        steps = steps.ravel() + self._window()[0]
         newest = self._rows(steps, lanes)
         stack, following = self._stacks(newest, steps, lanes)
-        shape = self.members, batch
+        shape = drawn.shape
 
         def tensor(values: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(np.ascontiguousarray(values).reshape(*shape, *values.shape[1:]))

@@ -42,14 +42,15 @@ class FusedPPO:
 
     def update(self, rollout: Rollout, clip: float) -> None:
         """All epochs and minibatches of one rollout."""
-        learner, config = self.learner, self.learner.config
+        learner, config, observation = self.learner, self.learner.config, rollout.observation
+        assert isinstance(observation, torch.Tensor)  # images are refused
         items = rollout.advantage.shape[1]
         stats = fused.ppo_update(
             self.layout,
             self.parameters,
             self.adam,
             fused.Rollout(
-                rollout.observation.numpy(),
+                observation.numpy(),
                 rollout.action[..., 0].numpy(),
                 rollout.log_prob.numpy(),
                 rollout.advantage.numpy(),
@@ -81,6 +82,7 @@ def _check(learner: Learner) -> None:
         "one rank": learner.ranks.part.of == 1,
         "actions of one discrete head": spec.kind == "discrete",
         "observations that are vectors": not architecture.image,
+        "hidden layers that are not shared": not architecture.shared,
         "tanh or relu": architecture.activation in ("tanh", "relu"),
         "the family shannon": all(member.family == "shannon" for member in learner.members),
     }

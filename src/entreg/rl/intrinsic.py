@@ -43,11 +43,11 @@ class Settings(NamedTuple):
     lr: float
 
     def check(self, processes: int = 1) -> None:
-        """Raise `ValueError` for what cannot be meant."""
+        """Raise `ValueError` for what cannot be meant, in a run of so many ranks."""
         if self.kind not in get_args(Kind):
             raise ValueError(f"intrinsic must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
         if self.kind != "none" and processes > 1:
-            raise ValueError(f"intrinsic must be none where {processes} processes share a policy, got {self.kind!r}: each would know only what it saw itself")
+            raise ValueError(f"intrinsic must be none under torchrun, got {self.kind!r}: each of {processes} ranks would know only what it saw itself")
         if not 0 < self.order <= 1:
             raise ValueError(f"intrinsic_order must be in (0, 1], got {self.order}: above 1 the reward would fall with the distance")
         if self.k < 1:

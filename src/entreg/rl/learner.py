@@ -22,6 +22,7 @@ from entreg.rl.normalize import RewardScaler, RunningMoments
 from entreg.rl.part import Part
 from entreg.rl.ranks import here, run_for
 from entreg.rl.rollout import Act, Collector, Experience, next_values
+from entreg.rl.stacks import Stacks
 from entreg.rl.study import LOG_LINES, Study
 from entreg.run import Run
 
@@ -29,7 +30,7 @@ from entreg.run import Run
 class Rollout(NamedTuple):
     """One rollout, flattened to `[M, N, ...]`: what updates read. `outputs`, `log_prob` and `value` are those of the policy that acted."""
 
-    observation: Tensor
+    observation: Tensor | Stacks
     action: Tensor
     mask: Tensor | None
     outputs: Tensor
@@ -43,8 +44,10 @@ class Rollout(NamedTuple):
         """The items `order [M, B]` of each member."""
         members, items = self.advantage.shape
         rows = (order + torch.arange(members)[:, None] * items).flatten()
-        flat = (part if part is None else part.flatten(0, 1).index_select(0, rows).unflatten(0, order.shape) for part in self)
-        return Rollout(*flat)  # type: ignore[arg-type]
+        observation, *others = self
+        observation = observation.take(order) if isinstance(observation, Stacks) else observation.flatten(0, 1).index_select(0, rows).unflatten(0, order.shape)
+        flat = (part if part is None else part.flatten(0, 1).index_select(0, rows).unflatten(0, order.shape) for part in others)
+        return Rollout(observation, *flat)  # type: ignore[arg-type]
 
 
 class Optimizer(Protocol):
@@ -66,14 +69,14 @@ class Learner(Study):
         updates = 2 if run.settings.dry_run else math.ceil(config.steps / (config.environments * config.rollout * (part or here().part).of))
         self.intrinsic: intrinsic.Intrinsic | None = None
         novel = intrinsic.Settings(config.intrinsic, config.intrinsic_order, config.intrinsic_k, config.intrinsic_lr)
-        novel.check((part or here().part).of)
+        novel.check(here().part.of)
         if novel.kind != "none":
             schedules = {**(schedules or {}), "intrinsic_coef": config.intrinsic_coef}
 
         def head(spec: ActionSpec) -> Head:
             return head_for(spec, squash=config.squash)
 
-        super().__init__(recipe, config, run, head=head, coef=_default_coef, updates=updates, schedules=schedules, part=part)
+        super().__init__(recipe, config, run, head=head, coef=_default_coef, updates=updates, schedules=schedules, part=part, over_ranks=True)
         seeds = [member.seed for member in self.members]
         self.collector = Collector(
             self.environments,
@@ -88,6 +91,7 @@ class Learner(Study):
             self.intrinsic = intrinsic.Intrinsic(novel, seeds, config.environments, self.environments.observation_spec, self.head, config.gamma)
         shape, image = self.environments.observation_spec
         architecture = Architecture(shape, image, self.head.outputs, config.hidden, config.activation, self.head.log_std)
+        architecture = architecture._replace(shared=config.shared, precision=config.precision)
         generators = population.weight_generators(seeds)
         self.network = ActorCritic(architecture, generators, log_std=config.log_std)
         self.optimizer: Optimizer = stacked.StackedAdam(self.network.parameters)
@@ -203,9 +207,11 @@ class Learner(Study):
         returns = advantage + value[0]
         self.books.begin(self._episodes(experience), config.environments, self._explained(value[0], returns))
         self.books.columns |= novelty
-        flat = [torch.from_numpy(part).flatten(1, 2) for part in (experience.observation, experience.action, value[0], advantage, returns)]
+        flat = [torch.from_numpy(part).flatten(1, 2) for part in (experience.action, value[0], advantage, returns)]
+        seen = experience.observation
+        observation = seen if isinstance(seen, Stacks) else torch.from_numpy(seen).flatten(1, 2)
         mask = None if experience.mask is None else torch.from_numpy(experience.mask).flatten(1, 2)
-        return Rollout(flat[0], flat[1], mask, outputs, log_prob, flat[2], flat[3], flat[4])
+        return Rollout(observation, flat[0], mask, outputs, log_prob, flat[1], flat[2], flat[3])
 
     def _rewarded(self, experience: Experience) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Rewards `[M, T, n]` with the intrinsic ones added, and what the books say of those."""
@@ -242,6 +248,9 @@ class Learner(Study):
         """Outputs, values, log-probabilities and entropies of a rollout in one batch: of its items, the last states and the cut ones."""
         batch, mask, split = _batch(experience)
         outputs, value = self.network.both(batch)
+        if isinstance(experience.observation, Stacks):
+            inside = self.network.both(experience.observation)
+            outputs, value = torch.cat([inside[0], outputs], 1), torch.cat([inside[1], value], 1)
         items = experience.reward[0].size
         action = torch.from_numpy(experience.action).flatten(1, 2)
         log_prob, _ = self.families.stats(self.head, outputs[:, :items], action, None if mask is None else mask[:, :items])
@@ -260,7 +269,10 @@ def _default_coef(head: Head) -> tuple[str, ...]:
 
 
 def _batch(experience: Experience) -> tuple[Tensor, Tensor | None, Any]:
-    """Items, last states and final states as one batch `[M, N + n + F, ...]`, and what takes such a result `[M, N + n + F]` apart."""
+    """Items, last states and final states as one batch `[M, N + n + F, ...]`, and what takes such a result `[M, N + n + F]` apart.
+
+    Items that are stacks of frames are left out of the batch.
+    """
     members, steps, per_member = experience.reward.shape
     items = steps * per_member
     owner = experience.final_at[:, 0]
@@ -270,13 +282,14 @@ def _batch(experience: Experience) -> tuple[Tensor, Tensor | None, Any]:
         place[index] = counts[member]
         counts[member] += 1
 
-    def joined(inside: np.ndarray, last: np.ndarray, final: np.ndarray | None) -> Tensor:
+    def joined(inside: np.ndarray | Stacks, last: np.ndarray, final: np.ndarray | None) -> Tensor:
         padded = np.zeros((members, counts.max(initial=0), *last.shape[2:]), dtype=last.dtype)
         if last.dtype == np.bool_:
             padded[:] = True  # a state that is only padding has every action
         if final is not None and len(final):
             padded[owner, place] = final
-        return torch.from_numpy(np.concatenate([inside.reshape(members, items, *inside.shape[3:]), last, padded], axis=1))
+        first = [] if isinstance(inside, Stacks) else [inside.reshape(members, items, *inside.shape[3:])]
+        return torch.from_numpy(np.concatenate([*first, last, padded], axis=1))
 
     def split(values: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         numbers = values.numpy()

@@ -16,6 +16,8 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec, registry
 from gymnasium.error import DependencyNotInstalled
 
+from entreg.rl import atari
+
 # what ids begin with, the module whose import registers them
 PLUGINS = (("ALE/", "ale_py"), ("MiniGrid-", "minigrid"), ("BabyAI-", "minigrid"), ("DeepSea-", "entreg.rl.deepsea"))
 EXTRAS = {"mujoco": "rl", "box2d": "rl", "ale_py": "rl", "minigrid": "rl", "pygame": "run"}
@@ -100,7 +102,7 @@ def build(spec: EnvSpec, kwargs: Mapping[str, Any]) -> tuple[gymnasium.Env[Any, 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            env = gymnasium.make(spec, disable_env_checker=True, **kwargs)
+            env = atari.plain(spec, kwargs) if atari.is_picture(spec, kwargs) else gymnasium.make(spec, disable_env_checker=True, **kwargs)
         except (DependencyNotInstalled, ImportError) as error:
             raise _not_installed(spec.id, error) from error
         except Exception as error:

@@ -16,9 +16,11 @@ from torch import Tensor
 from entreg.control import GradientShare, Plateau
 from entreg.rl.config import OffPolicyConfig, check_off_policy
 from entreg.rl.environments import ActionSpec
+from entreg.rl.frames import FrameReplay
 from entreg.rl.heads import Head, TanhGaussian
-from entreg.rl.ranks import alone
+from entreg.rl.ranks import here, run_for
 from entreg.rl.replay import Batch, Replay
+from entreg.rl.spaces import FrameStack
 from entreg.rl.study import LOG_LINES, Study
 from entreg.run import Run
 
@@ -44,6 +46,7 @@ class OffPolicy(Study):
 
     config: OffPolicyConfig
     agent: Part
+    OWN = ("collector", "replay")
 
     def __init__(
         self,
@@ -54,17 +57,19 @@ class OffPolicy(Study):
         head: Callable[[ActionSpec], Head],
         coef: Callable[[Head], Sequence[str]],
         schedules: Mapping[str, str] | None = None,
+        over_ranks: bool = False,
     ) -> None:
         check_off_policy(config)
-        alone(recipe, "ranks are for ppo, a2c and reinforce")
-        run = run if run is not None else Run()
-        self.learning_starts, self.rounds = config.learning_starts, math.ceil(config.steps / config.environments)
+        run = run_for(run)
+        self.per_round = config.environments * here().part.of
+        self.learning_starts, self.rounds = config.learning_starts, math.ceil(config.steps / self.per_round)
         if run.settings.dry_run:
-            self.learning_starts, self.rounds = 0, math.ceil(2 / (config.environments * config.updates_per_step))
+            self.learning_starts, self.rounds = 0, math.ceil(2 / (self.per_round * config.updates_per_step))
         self.round = self._recorded = 0
         self._close_replay: Callable[[], None] = lambda: None
-        self._per_step, self._per_round = config.updates_per_step, config.environments
-        super().__init__(recipe, config, run, head=head, coef=coef, updates=max(1, self._due(self.rounds)), schedules=schedules)
+        self._places: Tensor | None = None
+        self._per_step = config.updates_per_step
+        super().__init__(recipe, config, run, head=head, coef=coef, updates=max(1, self._due(self.rounds)), schedules=schedules, over_ranks=over_ranks)
         self.observation, self.mask = self.environments.reset()
         continuous = self.head.spec.kind == "continuous"
         self._mask_size = None if self.mask is None else self.mask.shape[-1]
@@ -74,19 +79,23 @@ class OffPolicy(Study):
     @property
     def step(self) -> int:
         """Environment steps that each member has taken."""
-        return self.round * self.config.environments
+        return self.round * self.per_round
 
     @property
     def steps(self) -> int:
         """Environment steps that each member takes in the whole run."""
-        return self.rounds * self.config.environments
+        return self.rounds * self.per_round
 
     def _due(self, rounds: int) -> int:
         """Gradient steps that should have been taken after so many steps of every environment."""
-        return math.floor(max(0, rounds * self._per_round - self.learning_starts) * self._per_step + 1e-9)
+        return math.floor(max(0, rounds * self.per_round - self.learning_starts) * self._per_step + 1e-9)
 
     def __enter__(self: _OffPolicy) -> _OffPolicy:
-        Replay.check_room(*self._replay_shape(), folder=Path(self.run.settings.out))
+        folder, (members, per_member, capacity, observation, shape, dtype, mask_size) = Path(self.run.settings.out), self._replay_shape()
+        if isinstance(observation, FrameStack):
+            FrameReplay.check_room(members, per_member, capacity, observation, shape, dtype, observation.shape[0], folder=folder)
+        else:
+            Replay.check_room(members, per_member, capacity, observation, shape, dtype, mask_size, folder=folder)
         return super().__enter__()
 
     def _replay_shape(self) -> tuple[Any, ...]:
@@ -95,12 +104,17 @@ class OffPolicy(Study):
 
     @property
     def _capacity(self) -> int:
-        """Transitions that a member's replay has to hold: never more than the run has steps."""
-        return min(self.config.buffer_size, self.steps)
+        """Transitions that a member's replay has to hold on this rank: never more than the run has steps."""
+        return min(self.config.buffer_size, self.steps) // self.part.of
 
     def _begin(self) -> None:
         members, per_member, capacity, observation, shape, dtype, mask_size = self._replay_shape()
-        self.replay = Replay(members, per_member, capacity, observation, (shape, dtype), folder=self.run.folder, mask_size=mask_size)
+        folder = self.run.folder if self.part.rank == 0 else self.run.folder / f"rank-{self.part.rank}"
+        self.replay: Replay | FrameReplay
+        if isinstance(observation, FrameStack):
+            self.replay = FrameReplay(members, per_member, capacity, observation, (shape, dtype), folder=folder, stack=observation.shape[0])
+        else:
+            self.replay = Replay(members, per_member, capacity, observation, (shape, dtype), folder=folder, mask_size=mask_size)
         self._close_replay = self.replay.close
         super()._begin()
 
@@ -122,12 +136,38 @@ class OffPolicy(Study):
             batch: Batch | None = None
             while self.update < self._due(self.round):
                 self.check()
-                batch = self.replay.sample(self.streams.generators, self.config.batch_size)
+                batch = self._sample()
                 yield batch
                 self._end_update()
             if batch is not None and self.recording:
                 self._record(batch)
             self.evaluate_and_save(before)
+
+    def _sample(self) -> Batch:
+        """The next batch: of the transitions that one process would draw, those that this rank holds."""
+        if self.part.of == 1:
+            return self.replay.sample(self.streams.generators, self.config.batch_size)
+        drawn = self.replay.draw(self.streams.generators, self.config.batch_size, self.part.of)
+        items, self.weight, self._places = self.ranks.take(torch.from_numpy(drawn), self.config.environments)
+        return self.replay.take(items.numpy())
+
+    def noise(self, kind: str) -> np.ndarray:
+        """Noise `[M, n, A]` for the actions of all environments, each rank's part of what one process would draw."""
+        return self.part.cut(self.streams.noise((self.per_round, self.head.actions), kind), axis=1)
+
+    def batch_noise(self, draws: int) -> Tensor:
+        """Standard normals `[M, draws, B, A]` for the last batch."""
+        noise = torch.from_numpy(self.streams.noise((draws, self.config.batch_size, self.head.actions), "normal"))
+        return noise if self._places is None else noise.take_along_dim(self._places[:, None, :, None], 2)
+
+    def each(self, values: Tensor) -> Tensor:
+        """What an item of the last batch weighs in a mean over the items of all ranks, in the shape of `values (M, *, B)`."""
+        every = torch.full_like(values, 1 / (values.shape[-1] if self.weight is None else self.config.batch_size))
+        return every if self.weight is None else every * self.weight.reshape(len(values), *[1] * (values.ndim - 2), -1)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Means `(M,)` over the items of the last batch on all ranks, of values `(M, B)`."""
+        return self.ranks.mean(values, self.weight)
 
     @property
     def recording(self) -> bool:
@@ -174,8 +214,7 @@ class OffPolicy(Study):
 
     def _random(self, observation: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
         """Actions uniform over the legal ones, `[M, n, A]`."""
-        shape = observation.shape[1], self.head.actions
-        uniform = self.streams.noise(shape, "uniform")
+        uniform = self.noise("uniform")
         if self.head.spec.kind == "continuous":
             return 2 * uniform - 1
         return self.head.sample(np.zeros((*observation.shape[:2], self.head.outputs), np.float32), uniform, mask)
@@ -203,8 +242,16 @@ class OffPolicy(Study):
             mask,
             None if after_mask is None else self._by_member(after_mask),
         )
-        self.books.ended(step.episodes, self.config.environments)
+        self.books.ended(self._ended(step.episodes), self.config.environments)
         self.observation, self.mask = step.observation, step.mask
+
+    def _ended(self, episodes: list[tuple[int, float, int]]) -> list[tuple[int, float, int]]:
+        """The episodes that ended on any rank, in the order of one process."""
+        if self.part.of == 1 or not int(self.ranks.sum(torch.tensor(len(episodes)))):
+            return episodes
+        n = self.config.environments
+        ordered = sorted((one[0] // n, rank, one) for rank, own in enumerate(self.ranks.gather(episodes)) for one in own)
+        return [one for _, _, one in ordered]
 
     def _by_member(self, values: np.ndarray) -> np.ndarray:
         return values.reshape(len(self.members), -1, *values.shape[1:])
@@ -228,6 +275,7 @@ class OffPolicy(Study):
         self.replay.load_state_dict(state["replay"])
         open_episodes = state["collector"]["environments"]
         if open_episodes is None:
+            self.replay.restarted()
             self.episodes_restarted()
         else:
             self.observation, self.mask = self.environments.load_state_dict(open_episodes)

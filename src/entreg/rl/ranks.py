@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -30,6 +30,14 @@ _T = TypeVar("_T")
 
 class RanksLost(ChildProcessError):
     """Another rank is gone, or has not answered for `PATIENCE`."""
+
+
+class Taken(NamedTuple):
+    """A rank's items of a minibatch `[M, B]` by its own numbers, which of them count, and at which places of the whole minibatch they stand."""
+
+    items: Tensor
+    weight: Tensor | None
+    places: Tensor | None
 
 
 class Ranks:
@@ -100,22 +108,20 @@ class Ranks:
         variance = self.mean(centred.square(), weight) * count / (count - 1)
         return centred / (variance.sqrt()[:, None] + 1e-8)
 
-    def take(self, order: Tensor, environments: int) -> tuple[Tensor, Tensor | None]:
-        """Of items `order [M, B]`, numbered as one process would, those of this rank: their own numbers, and the weight that says which fill rows.
+    def take(self, order: Tensor, environments: int) -> "Taken":
+        """Of items `order [M, B]`, numbered as one process would, those of this rank. Numbers go step by step, over `environments` of each rank.
 
-        Items of a rollout are numbered step by step, over `environments` of each rank.
-
-        >>> mine, weight = Ranks(Part(1, 2)).take(torch.tensor([[0, 1, 2, 7], [4, 1, 3, 0]]), environments=2)
-        >>> mine.tolist(), weight.tolist()
-        ([[0, 3], [1, 0]], [[1.0, 1.0], [1.0, 0.0]])
+        >>> taken = Ranks(Part(1, 2)).take(torch.tensor([[0, 1, 2, 7], [4, 1, 3, 0]]), environments=2)
+        >>> taken.items.tolist(), taken.weight.tolist(), taken.places.tolist()
+        ([[0, 3], [1, 0]], [[1.0, 1.0], [1.0, 0.0]], [[2, 3], [2, 0]])
         """
         if self.part.of == 1:
-            return order, None
+            return Taken(order, None, None)
         step, environment = order // (environments * self.part.of), order % (environments * self.part.of)
         mine = environment // environments == self.part.rank
         local = torch.where(mine, step * environments + environment % environments, 0)
         front = (~mine).to(torch.int8).argsort(dim=1, stable=True)[:, : max(1, int(mine.sum(1).max()))]
-        return local.gather(1, front), mine.gather(1, front).float()
+        return Taken(local.gather(1, front), mine.gather(1, front).float(), front)
 
 
 @cache

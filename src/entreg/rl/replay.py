@@ -134,10 +134,18 @@ class Replay:
 
     def sample(self, generators: Sequence[np.random.Generator], batch: int) -> Batch:
         """`batch` transitions of every member with replacement, each member's by its own generator alone."""
-        size = len(self)
+        return self.take(self.draw(generators, batch))
+
+    def draw(self, generators: Sequence[np.random.Generator], batch: int, replays: int = 1) -> np.ndarray:
+        """The numbers `[M, batch]` of transitions of `replays` that are filled alike, counted round by round over the environments of all of them."""
+        size = len(self) * replays
         if not size:
             raise ValueError("replay: nothing to draw from yet; legal is sample() after add()")
-        drawn = np.stack([generator.integers(0, size, batch) for generator in generators])
+        return np.stack([generator.integers(0, size, batch) for generator in generators])
+
+    def take(self, drawn: np.ndarray) -> Batch:
+        """The transitions of these numbers `[M, B]`, the oldest round first."""
+        batch = drawn.shape[1]
         rounds, environment = np.divmod(drawn, self.per_member) if self.per_member > 1 else (drawn, 0)
         rounds = rounds + max(0, self._store.count - self._store.rounds)
         rows = self._store.take(rounds.ravel(), (self._lanes + environment + 0 * drawn).ravel()).reshape(self.members, batch, -1)

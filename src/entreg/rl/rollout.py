@@ -14,6 +14,8 @@ from entreg.rl.environments import Environments
 from entreg.rl.heads import Head
 from entreg.rl.normalize import RewardScaler, RunningMoments
 from entreg.rl.ranks import Ranks
+from entreg.rl.spaces import FrameStack
+from entreg.rl.stacks import Frames, Stacks
 
 Act = Callable[[np.ndarray, np.ndarray, np.ndarray | None], np.ndarray]  # observations [M, n, D], noise [M, n, A], masks -> actions [M, n, A]
 
@@ -22,9 +24,10 @@ class Experience(NamedTuple):
     """What happened, `[M, T, n, ...]`; `final` holds the last states of truncated episodes and `final_at` their (member, step, n).
 
     `before` and `after` are the states around each step as the environment gave them, where they are kept.
+    Stacks of frames are `Stacks [M, T n]`.
     """
 
-    observation: np.ndarray
+    observation: np.ndarray | Stacks
     action: np.ndarray
     reward: np.ndarray
     terminated: np.ndarray
@@ -69,7 +72,8 @@ class Collector:
         """T steps, T being the second size of `noise [M, T, n, A]`; `act` is the policies; `check(name=array)` stops on what is not finite."""
         shape = noise.shape[:3]
         spec = self.environments.observation_spec
-        observation = np.empty((*shape, *spec.shape), dtype=np.uint8 if spec.image else np.float32)
+        frames = Frames(shape[0], shape[1], shape[2], spec) if isinstance(spec, FrameStack) else None
+        observation = np.empty((*shape, *spec.shape) if frames is None else (0, *spec.shape), dtype=np.uint8 if spec.image else np.float32)
         action = np.empty(noise.shape, dtype=np.float32 if self.head.noise == "normal" else np.int64)
         reward = np.empty(shape, dtype=np.float32)
         terminated, truncated = np.empty(shape, dtype=bool), np.empty(shape, dtype=bool)
@@ -80,10 +84,14 @@ class Collector:
         final_at: list[np.ndarray] = []
         episodes: list[tuple[int, float, int]] = []
         for t in range(shape[1]):
-            observation[:, t] = self._normalised(self.observation, learn=True)
+            here = self._normalised(self.observation, learn=True)
+            if frames is None:
+                observation[:, t] = here
+            else:
+                frames.write(t, here, terminated[:, t - 1] | truncated[:, t - 1])
             if mask is not None and self.mask is not None:
                 mask[:, t] = self._by_member(self.mask)
-            action[:, t] = chosen = act(observation[:, t], noise[:, t], None if mask is None else mask[:, t])
+            action[:, t] = chosen = act(here, noise[:, t], None if mask is None else mask[:, t])
             step = self.environments.step(self.head.to_environment(chosen.reshape(-1, chosen.shape[-1])))
             check(observation=step.observation, reward=step.reward)
             if before is not None and after is not None:
@@ -103,7 +111,7 @@ class Collector:
             episodes.extend(step.episodes)
             self.observation, self.mask = step.observation, step.mask
         return Experience(
-            observation, action, reward, terminated, truncated, mask,
+            observation if frames is None else frames.stacks(), action, reward, terminated, truncated, mask,
             last=self._normalised(self.observation),
             last_mask=None if self.mask is None else self._by_member(self.mask),
             final=np.concatenate(finals) if finals else np.empty((0, *spec.shape), dtype=observation.dtype),

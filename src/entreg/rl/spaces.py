@@ -39,6 +39,12 @@ class ObservationSpec(NamedTuple):
     image: bool
 
 
+class FrameStack(ObservationSpec):
+    """An image whose channels are the last frames of an episode, oldest first, 0 before its first: what keeps observations can keep each frame once."""
+
+    __slots__ = ()
+
+
 class ObservationCodec(NamedTuple):
     """How observations of one space are written into rows of an array; `dropped` names what no network here can read (texts)."""
 

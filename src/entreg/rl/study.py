@@ -33,10 +33,13 @@ LOG_LINES = 200  # training records a member and run, at most about twice as man
 class Study(ABC):
     """The population and its books. A context: leaving it closes environments and files and restores signal handlers.
 
+    `part` is what this process has of the environments, where the recipe starts processes itself; `over_ranks` says that it can run under torchrun.
     `head` and `coef` make the action distribution and the default coefficients; `updates` is how often the controllers step.
     """
 
     network: ActorCritic
+    OWN: tuple[str, ...] = ("collector",)  # of the state, what differs between ranks
+    weight: Tensor | None = None  # [M, B], 1 for items of the last batch that count; None: all do
 
     def __init__(
         self,
@@ -49,7 +52,10 @@ class Study(ABC):
         updates: int,
         schedules: Mapping[str, str] | None = None,
         part: Part | None = None,
+        over_ranks: bool = False,
     ) -> None:
+        if part is None and not over_ranks:
+            ranks.alone(recipe, "ranks are for ppo, a2c, reinforce and sac")
         self.ranks = ranks.here() if part is None else ranks.Ranks()
         self.part = self.ranks.part if part is None else part
         self.recipe, self.config, self.run, self.updates = recipe, config, run, updates
@@ -134,8 +140,7 @@ class Study(ABC):
 
     def record(self, outputs: Tensor, mask: Tensor | None) -> None:
         """Write a training record of every member; `outputs (M, N, K)` are those of its policy, over ranks those of all."""
-        shannon, largest = self.books.measure(outputs, mask)
-        self.write(self.books.lines(self.ranks.average(shannon), None if largest is None else self.ranks.average(largest), self.step))
+        self.write(self.books.lines(*self.books.measure(outputs, mask, lambda each: self.ranks.mean(each, self.weight)), self.step))
 
     def write(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Write these rows, one a member, with the rates of the schedules."""
@@ -157,7 +162,7 @@ class Study(ABC):
     def _everyones(self) -> dict[str, Any]:
         """The state with that of all ranks' environments."""
         state = self.state_dict()
-        every = self.ranks.gather(state["collector"])
+        every = self.ranks.gather({name: state[name] for name in self.OWN})
         return state if len(every) == 1 else {**state, "ranks": {str(rank): own for rank, own in enumerate(every)}}
 
     def _own(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -165,7 +170,7 @@ class Study(ABC):
         count = len(state.get("ranks", "1"))
         if count != self.ranks.part.of:
             raise ValueError(f"resume: the run has {count} ranks, and {self.ranks.part.of} were started; legal is the same number")
-        return state if count == 1 else {**state, "collector": state["ranks"][str(self.ranks.part.rank)]}
+        return state if count == 1 else {**state, **state["ranks"][str(self.ranks.part.rank)]}
 
     def evaluate(self, stop: Callable[[], object] | None = None) -> bool:
         """Run each member's policy for `eval_episodes` episodes unless `stop()` (by default the run's) ends it; the best so far of each is kept."""
