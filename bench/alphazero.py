@@ -2,8 +2,8 @@
 
     python -m bench.alphazero speed | tic_tac_toe | connect_four | frozen_lake [--quick | --table] [--out FOLDER]
 
-`speed`: cloning and stepping open_spiel's states, and simulations a CPU second of one game and of many. The others train one population (the seeds as one stacked
-network) a search, all with the same settings, and write `bench/results/alphazero-<study>.csv`, one line a member. `--quick` runs a tenth of the moves with two
+`speed`: cloning and stepping open_spiel's states, and simulations a CPU second of one game and of many. The others train one
+population (the seeds as one stacked network) a search, all with the same settings, and write `bench/results/alphazero-<study>.csv`, one line a member. `--quick` runs a tenth of the moves with two
 seeds and writes nothing. Tables: means over seeds with 95 % bootstrap intervals. Intervals that overlap rank nothing.
 """
 
@@ -34,7 +34,7 @@ STUDIES: Mapping[str, tuple[Mapping[str, Any], Sequence[str]]] = {  # settings, 
     "tic_tac_toe": ({"steps": 8_192, "simulations": 25}, ("eval_return", "random", "lost_network", "lost_search")),
     "connect_four": ({"env": "connect_four", "steps": 12_288, "eval_episodes": 40}, ("eval_return", "won", "random")),
     "frozen_lake": (
-        {"env": "FrozenLake-v1", "steps": 16_384, "gamma": 0.99, "eval_episodes": 100, "search_temperature": 0.02, "video": False},
+        {"env": "FrozenLake-v1", "steps": 8_192, "gamma": 0.99, "eval_episodes": 50, "search_temperature": 0.02, "video": False},
         ("eval_return", "training"),
     ),
 }
