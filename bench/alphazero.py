@@ -2,9 +2,9 @@
 
     python -m bench.alphazero speed | tic_tac_toe | connect_four | frozen_lake [--quick | --table] [--out FOLDER]
 
-`speed`: cloning and stepping open_spiel's states, and simulations a CPU second of one game and of many. The others train one
-population (the seeds as one stacked network) a search, all with the same settings, and write `bench/results/alphazero-<study>.csv`, one line a member. `--quick` runs a tenth of the moves with two
-seeds and writes nothing. Tables: means over seeds with 95 % bootstrap intervals. Intervals that overlap rank nothing.
+`speed`: cloning and stepping open_spiel's states, and simulations a CPU second of one game and of many. The others train one population (the seeds as
+one stacked network) a search, all with the same settings, and write `bench/results/alphazero-<study>.csv`, one line a member. `--quick` runs a tenth
+of the moves with two seeds and writes nothing. Tables: means over seeds with 95 % bootstrap intervals. Intervals that overlap rank nothing.
 """
 
 import argparse
