@@ -59,7 +59,7 @@ DQN = {"environments": 4}
 ARMS = {
     "none": Arm("ppo", PPO, None, "what random actions find often enough"),
     "entropy": Arm("ppo", {**PPO, "coef": ("linear(0.1, 0)",)}, "none", "what they find rarely, over a longer run; not what they cannot find"),
-    "ICM": Arm("ppo", {**PPO, "intrinsic": "icm"}, "none", "as count, where states do not repeat; at twice the time"),
+    "ICM": Arm("ppo", {**PPO, "intrinsic": "icm"}, "none", "as count, where states do not repeat; at more than twice the time"),
     "count": Arm("ppo", {**PPO, "intrinsic": "count"}, "none", "what they cannot find, where states repeat"),
     "epsilon-greedy": Arm("dqn", DQN, None, ""),
     "Boltzmann": Arm("dqn", {**DQN, "exploration": "boltzmann"}, "epsilon-greedy", ""),

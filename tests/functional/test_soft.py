@@ -9,6 +9,7 @@ from scipy import optimize
 
 from entreg import reference
 from entreg.functional import SHANNON, categorical_entropy, min_entropy, renyi, soft_backup, soft_policy, soft_value, tsallis
+from entreg.spelling import spell
 from tests.cases import FAMILIES, FamilyCase
 
 MORE = [FamilyCase(renyi(0.1), "renyi", 0.1), FamilyCase(tsallis(0.1), "tsallis", 0.1), FamilyCase(tsallis(3), "tsallis", 3)]
@@ -159,7 +160,7 @@ def test_batches_of_torch_func_are_batches():
         assert torch.equal(slope, soft_policy(q, 0.5, family))
 
 
-@pytest.mark.parametrize("family", [renyi(2), renyi(1 + 1e-7), min_entropy, renyi(0), tsallis(0)], ids=str)
+@pytest.mark.parametrize("family", [renyi(2), renyi(1 + 1e-7), min_entropy, renyi(0), tsallis(0)], ids=spell)
 def test_families_without_a_soft_value_are_refused_with_the_reason(family):
     with pytest.raises(ValueError, match=r"family: got .* (not concave|never reached)"):
         soft_value(torch.zeros(3), 1.0, family)

@@ -6,15 +6,33 @@ import numpy as np
 import pytest
 
 from entreg import cli, load
+from entreg.policy import export
 from entreg.record import read_records
 from entreg.rl import naming
 from entreg.run import Run
+from tests.faults import final_state
 
 pytest.importorskip("ale_py")
 
 BASE = ("--env", "ALE/Pong-v5", "--env-kwargs", json.dumps({"max_episode_steps": 24}), "--eval-episodes", "1", "--no-video", "--hidden", "16", "--quiet")
 CASES = {
-    "ppo": ("--environments", "2", "--rollout", "16", "--steps", "64", "--epochs", "1", "--batch-size", "16", "--shared", "--activation", "relu"),
+    "ppo": (
+        "--environments",
+        "2",
+        "--rollout",
+        "16",
+        "--steps",
+        "64",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "16",
+        "--shared",
+        "--activation",
+        "relu",
+        "--precision",
+        "bfloat16",
+    ),
     "dqn": ("--steps", "64", "--learning-starts", "32", "--batch-size", "8"),
 }
 
@@ -40,6 +58,12 @@ def test_trains_evaluates_acts_and_goes_on(tmp_path, recipe):
     world.close()
 
 
+def test_exported_graph_of_a_bfloat16_policy_is_float32(tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    assert "checked with onnxruntime" in export(trained("ppo", tmp_path))
+
+
 @pytest.mark.parametrize("recipe", CASES)
 def test_stopped_run_goes_on_and_says_that_episodes_began_again(tmp_path, recipe, monkeypatch):
     stop = type("Stop", (), {"seen": 0})()
@@ -57,3 +81,5 @@ def test_stopped_run_goes_on_and_says_that_episodes_began_again(tmp_path, recipe
     lines = read_records(run).lines
     assert [line["message"] for line in lines if line.get("event") == "episodes_restarted"]
     assert max(line["step"] for line in lines) == 64
+    if recipe == "dqn":
+        assert len(final_state(run)["replay"]["cuts"]) == 1  # no transition leads from the lost episode into the new one

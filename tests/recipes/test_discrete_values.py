@@ -197,8 +197,9 @@ def test_killed_and_resumed_is_uninterrupted(case, tmp_path):
     flags = [word for key, value in changes.items() if isinstance(value, tuple) for part in value for word in (f"--{key}", part)]
     flags += ["--exploration", changes["exploration"]] if "exploration" in changes else []
     flags += ["--munchausen"] if changes.get("munchausen") else []
-    base = ["train", name, "--steps", "500", "--hidden", "8", "--no-video", "--eval-episodes", "2", "--eval-every", "150", "--learning-starts", "50",
-            "--environments", "2", "--buffer-size", "200", "--batch-size", "16", "--updates-per-step", "0.5", *flags, "--quiet", "--checkpoint-every", "0"]  # fmt: skip
+    small = {"steps": 500, "hidden": 8, "eval-episodes": 2, "eval-every": 150, "learning-starts": 50, "environments": 2, "buffer-size": 200, "batch-size": 16}
+    sizes = [word for key, value in small.items() for word in (f"--{key}", str(value))]
+    base = ["train", name, *sizes, "--updates-per-step", "0.5", "--no-video", *flags, "--quiet", "--checkpoint-every", "0"]
     assert cli.main([*base, "--out", str(tmp_path / "whole")]) == 0
     (expected,) = (tmp_path / "whole").iterdir()
     killed_at([*base, "--out", str(tmp_path / "cut")], tmp_path / "cut", (expected / "records.jsonl").stat().st_size // 2)

@@ -49,7 +49,7 @@ def assert_drawn(batch, expected):
 
 
 @settings(max_examples=60, deadline=None)
-@given(steps=st.lists(st.sampled_from(["add", "sample", "save", "load", "kill"]), min_size=1, max_size=60), capacity=st.integers(1, 30),
+@given(steps=st.lists(st.sampled_from(["add"] * 8 + ["sample", "save", "load", "kill"]), min_size=10, max_size=80), capacity=st.integers(1, 16),
        per_member=st.integers(1, 3), masked=st.booleans(), in_files=st.booleans())  # fmt: skip
 def test_it_is_a_list_of_the_newest_transitions(steps, capacity, per_member, masked, in_files):
     with memory_folder() as folder:
@@ -78,6 +78,24 @@ def test_it_is_a_list_of_the_newest_transitions(steps, capacity, per_member, mas
                 replay.load_state_dict(state)
             assert len(replay) == len(rounds) * per_member
         replay.close()
+
+
+@pytest.mark.parametrize("lost", [0, 1, 5, 20])
+@pytest.mark.parametrize("kept", [1, 3, 4, 9, 17])
+def test_a_killed_replay_goes_on_where_its_checkpoint_was(kept, lost, tmp_path):
+    replay = make(tmp_path, capacity=14)  # 7 rounds in segments of 2
+    for t in range(kept):
+        replay.add(**transition(t))
+    state = replay.state_dict()
+    for t in range(500, 500 + lost):
+        replay.add(**transition(t))
+    replay.close()  # what a SIGKILL does
+    again = make(tmp_path, capacity=14)
+    again.load_state_dict(state)
+    for t in range(kept, kept + 3):
+        assert_drawn(again.sample(streams(), 40), drawn_from(list(range(t))[-7:], streams(), 40))
+        again.add(**transition(t))
+    again.close()
 
 
 def test_a_member_draws_as_it_would_alone(tmp_path):

@@ -46,7 +46,7 @@ def test_soft_values_and_policies_are_those_of_plain_optimisation(kind):
         assert (policy[row, ~legal[row]] == 0).all()
 
 
-@pytest.mark.parametrize(("kind", "family"), [("ments", functional.SHANNON), ("tents", functional.tsallis(2))])
+@pytest.mark.parametrize(("kind", "family"), [("ments", functional.SHANNON), ("tents", functional.tsallis(2))], ids=["ments", "tents"])
 def test_the_rules_are_those_of_functional_soft(kind, family):
     q, legal = GENERATOR.normal(size=(50, 6)), GENERATOR.random((50, 6)) < 0.6
     legal[:, 3] = True

@@ -18,7 +18,7 @@ import numpy as np
 
 from entreg import disk
 
-PARTS = 4  # segments that a full ring spans: a sample looks into each
+PARTS = 2  # segments that a full ring spans, besides the one that is begun: a sample looks into each
 _KEPT = 3  # states that can still be loaded: two checkpoints, and one that was asked for but perhaps not saved
 
 
@@ -79,8 +79,8 @@ class Files:
 
     def take(self, rounds: np.ndarray, lanes: np.ndarray) -> np.ndarray:
         """Rows `[K, W]` of bytes; the rounds lie among the newest."""
-        segment, place = np.divmod(rounds, self.span)
-        rows = place * self.lanes + lanes
+        segment = rounds // self.span
+        rows = (rounds - segment * self.span) * self.lanes + lanes
         first, last = max(0, self.count - self.rounds) // self.span, (self.count - 1) // self.span
         result: np.ndarray
         if first == last:
@@ -88,7 +88,7 @@ class Files:
             return result.view(np.uint8)
         result = np.empty((len(rows), self.width // 8), np.uint64)
         for index in range(first, last + 1):
-            here = np.flatnonzero(segment == index)
+            here = (segment == index).nonzero()[0]
             result[here] = self._maps[index].take(rows[here], axis=0)
         return result.view(np.uint8)
 
