@@ -29,6 +29,7 @@ from entreg.rl.learner import Learner
 from entreg.run import Run, RunSettings
 
 ENV, N, ROLLOUT, BATCH, EPOCHS, RATE, CLIP, COEF = "ALE/Pong-v5", 8, 128, 256, 4, 0.00025, 0.1, 0.01
+clock = time.perf_counter
 Side = Callable[[], float]  # one turn: something a second
 
 
@@ -57,10 +58,10 @@ def stepping(steps: int) -> dict[str, Side]:
         actions = np.random.default_rng(0).integers(6, size=(steps + 20, N))
         for row in actions[:20]:
             step(row)
-        start = time.perf_counter()
+        start = clock()
         for row in actions[20:]:
             step(row)
-        return 4 * N * steps / (time.perf_counter() - start)
+        return 4 * N * steps / (clock() - start)
 
     def ours(threads: int) -> Side:
         def turn() -> float:
@@ -121,9 +122,9 @@ def updating() -> dict[str, Side]:
 
 
 def per_second(what: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+    start = clock()
     what()
-    return 1 / (time.perf_counter() - start)
+    return 1 / (clock() - start)
 
 
 def training(updates: int) -> dict[str, Side]:
@@ -135,18 +136,18 @@ def training(updates: int) -> dict[str, Side]:
             with tempfile.TemporaryDirectory() as folder:
                 learner = Learner("ppo", chosen, Run(RunSettings(out=Path(folder), quiet=True)), schedules={"clip": str(CLIP)})
                 with learner:
-                    start = time.perf_counter()
+                    start = clock()
                     for rollout in learner.rollouts():
                         ppo.update(learner, chosen, rollout, CLIP)
-                    return learner.steps / (time.perf_counter() - start)
+                    return learner.steps / (clock() - start)
 
         return turn
 
     def theirs() -> float:
         model = sb3_model()
-        start = time.perf_counter()
+        start = clock()
         model.learn(updates * N * ROLLOUT)
-        return updates * N * ROLLOUT / (time.perf_counter() - start)
+        return updates * N * ROLLOUT / (clock() - start)
 
     return {"stable-baselines3": theirs, "entreg float32": ours("float32"), "entreg bfloat16": ours("bfloat16")}
 
@@ -170,11 +171,14 @@ def measured(name: str, unit: str, sides: dict[str, Side], repeats: int) -> Iter
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("environments", "update", "training"))
+    parser.add_argument("--cpu", action="store_true", help="this process's processor time, for a machine with other work; without SubprocVecEnv")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one repeat of short turns: whether it works, not how fast it is")
     parser.add_argument("--out", type=Path, default=common.RESULTS / "atari.csv")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.cpu:
+        globals()["clock"] = time.process_time
     repeats = 1 if args.quick else args.repeats
     kinds: dict[str, tuple[str, Callable[[], dict[str, Side]]]] = {
         "environments": ("frames/s", lambda: stepping(30 if args.quick else 400)),
@@ -185,7 +189,9 @@ def main() -> None:
     args.out.unlink(missing_ok=True)
     for name, (unit, sides) in kinds.items():
         if args.only in (None, name):
-            common.append(args.out, [*measured(name, unit, sides(), repeats)], where)
+            chosen = {side: turn for side, turn in sides().items() if not (args.cpu and "Subproc" in side)}
+            rows = [{**row, "clock": "processor" if args.cpu else "wall"} for row in measured(name, unit, chosen, repeats)]
+            common.append(args.out, rows, where)
 
 
 if __name__ == "__main__":

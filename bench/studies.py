@@ -62,6 +62,7 @@ STUDIES: Mapping[str, Mapping[str, Arm]] = {
         "CartPole": Arm("a2c-cartpole", 8, (*PAIR, "linear(0.1, 0)"), 30, 475.0, ZOO + "500 at 500k steps"),
         "FrozenLake": Arm("a2c-frozenlake", 16, (*PAIR, "linear(0.03, 0)", "linear(0.1, 0)"), 1, 0.9),
     },
+    "a3c": {"CartPole": Arm("a3c-cartpole", 5, (*PAIR, "linear(0.1, 0)"), 30, 475.0)},
     "reinforce": {
         "CartPole": Arm("reinforce-cartpole", 8, (*PAIR, "linear(0.1, 0)"), 30, 475.0),
         "FrozenLake": Arm("reinforce-frozenlake", 16, (*PAIR, "linear(0.03, 0)", "linear(0.1, 0)"), 1, 0.9),

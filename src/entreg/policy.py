@@ -132,10 +132,10 @@ def export(folder: Path, *, output: Path | None = None, member: int | None = Non
     architecture = policy.network.architecture = policy.network.architecture._replace(precision="float32")  # onnxruntime has no bfloat16 convolution
     shape = (2, *architecture.observation)
     example = torch.randint(0, 256, shape, dtype=torch.uint8) if architecture.image else torch.randn(shape)
-    graph = _graph(Exported(policy).eval(), example)
     batch = torch.cat([example, example.flip(0), example])[:5]
+    expected, taken = (part.detach().numpy() for part in Exported(policy)(batch))  # before the tracer has put its own tensors in the network
+    graph = _graph(Exported(policy).eval(), example)
     outputs, action = onnxruntime.InferenceSession(graph).run(None, {"observation": batch.numpy()})
-    expected, taken = (part.detach().numpy() for part in Exported(policy)(batch))
     difference = float(np.abs(outputs - expected).max())
     if difference > 1e-4 * max(1.0, float(np.abs(outputs).max())) or action.shape != taken.shape or np.abs(action - taken).max() > 1e-3:
         raise ValueError(f"the exported graph differs from the policy by {difference:.2g}")

@@ -95,10 +95,9 @@ def test_one_worker_is_the_plain_algorithm(tmp_path):
     assert offset == len(found) and lines[-1]["step"] == updates * 16
 
 
-@pytest.mark.parametrize("optimizer", ["rmsprop", "adam"])
-def test_two_workers_find_the_maximum_entropy_policy_of_a_bandit(optimizer, tmp_path):
+def test_two_workers_find_the_maximum_entropy_policy_of_a_bandit(tmp_path):
     summary, lines = trained(
-        tmp_path, env="tests.rl.small:Bandit-v0", workers=2, optimizer=optimizer, environments=16, rollout=4, steps=40_000,
+        tmp_path, env="tests.rl.small:Bandit-v0", workers=2, environments=16, rollout=4, steps=40_000,
         coef=("0.4", "Plateau(constant(0.4), 100)"), learning_rate="linear(0.02, 0)",
     )  # fmt: skip
     np.testing.assert_allclose(probabilities(summary), best_policy("shannon", 0.4), atol=0.06)
@@ -159,8 +158,7 @@ def test_the_death_of_a_worker_stops_the_run_by_name_and_leaves_nothing_behind(w
     assert any(f"entreg: worker {index} {message}; {folder} keeps the last good checkpoint" in said for index in (0, 1))
     assert [line for line in read_records(folder).lines if line.get("event") == "worker_failed" and message in line["message"]]
     assert leftovers() == before
-    monkeypatch.delenv("ENTREG_TEST_FAULT")
-    assert cli.main(["train", "--resume", "latest", "--out", str(tmp_path / "runs"), "--quiet"]) == 0
+    assert final_state(folder)["update"] > 0  # test_faults resumes such a run
 
 
 def leftovers():

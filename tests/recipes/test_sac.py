@@ -265,6 +265,11 @@ def test_a_dry_run_makes_two_updates_and_keeps_nothing(tmp_path, capsys):
         ({"env_kwargs": {"bound": math.inf}, "env": "tests.rl.continuous:Count-v0"}, "finite action bounds; sac has no other kind"),
         ({"steps": 10**15, "buffer_size": 10**15}, "lower buffer_size"),
         ({"learning_starts": 60}, "learning_starts must be from 0 to below steps"),
+        (
+            {"steps": 60, "learning_starts": 59, "updates_per_step": 0.5},
+            "updates_per_step must give a gradient step in the 1 steps after learning_starts, got 0.5",
+        ),
+        ({"activation": "gelu"}, "activation must be tanh or relu for sac, got 'gelu'"),
         ({"tau": 0.0}, "tau"),
         ({"updates_per_step": 0.0}, "updates_per_step"),
         ({"updates_per_step": math.inf}, "updates_per_step"),
@@ -342,3 +347,17 @@ def test_a_smaller_replay_forgets_the_oldest(tmp_path):
         for _ in range(4):
             learner._advance(learner._random)
         assert set(learner.replay.sample(learner.streams.generators, 100).observation.flatten().tolist()) == {2.0, 3.0}
+
+
+def test_a_record_holds_the_coefficient_of_the_steps_it_is_about(tmp_path):
+    """`linear(1, 0, steps=4)`: the second gradient step weighs entropy by .75, and the third would by .5."""
+    _, lines = trained(tmp_path, coef=("linear(1, 0, steps=4)",), steps=52, learning_starts=50, environments=1)
+    assert [line["coef"] for line in lines if "coef" in line][-1] == pytest.approx(0.75)
+
+
+def test_the_critics_have_the_activation_that_was_asked_for(tmp_path):
+    critics = agent_for(tmp_path, env="tests.rl.small:Turn-v0", activation="tanh", hidden=(4,)).critics
+    items = torch.randn(1, 3, 2)
+    weights = [critics.parameters.plain[name][0] for name in ("critic.0.weight", "critic.0.bias", "critic.1.weight", "critic.1.bias")]
+    expected = (torch.tanh(items[0] @ weights[0] + weights[1]) @ weights[2] + weights[3])[:, 0]
+    torch.testing.assert_close(critics.slow(items)[0, 0], expected)

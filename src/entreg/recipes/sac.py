@@ -76,7 +76,7 @@ class Agent:
         generators = population.weight_generators([member.seed for member in learner.members])
         architecture = Architecture((size,), False, self.head.outputs, config.hidden, config.activation, critic=False)
         self.actor = learner.network = ActorCritic(architecture, generators, initial="uniform")
-        self.critics = TwinCritics(size + self.head.actions, config.hidden, generators)
+        self.critics = TwinCritics(size + self.head.actions, config.hidden, "tanh" if config.activation == "tanh" else "relu", generators)
         self.actor_adam, self.critic_adam = StackedAdam(self.actor.parameters, eps=1e-8), StackedAdam(self.critics.parameters, eps=1e-8)
         self.exact = config.estimator == "exact" or (config.estimator is None and any(member.family != "shannon" for member in learner.members))
         self.starts = [regularizer.coef for regularizer in learner.regularizers]
@@ -207,6 +207,8 @@ def check(config: Config) -> None:
     if config.compile:
         alone("sac with compile", "leave compile off")
     require(config, "tau", lambda value: 0 < value <= 1, "above 0 and at most 1")
+    if config.activation not in ("tanh", "relu"):
+        raise ValueError(f"activation must be tanh or relu for sac, got {config.activation!r}")
     if config.estimator not in (None, "sampled", "exact"):
         raise ValueError(f"estimator must be sampled, exact or None, got {config.estimator!r}")
     if config.estimator == "sampled" and (others := [family for family in config.family if family != "shannon"]):

@@ -159,6 +159,9 @@ def check_off_policy(config: OffPolicyConfig) -> None:
         require(config, name, lambda value: value >= 1, "at least 1")
     require(config, "updates_per_step", lambda value: value > 0, "positive and finite")
     require(config, "learning_starts", lambda value: 0 <= value < config.steps, f"from 0 to below steps = {config.steps}")
+    left = config.steps - config.learning_starts
+    if math.floor(left * config.updates_per_step + 1e-9) < 1:
+        raise ValueError(f"updates_per_step must give a gradient step in the {left} steps after learning_starts, got {config.updates_per_step}")
 
 
 def require(config: StudyConfig, name: str, legal: Callable[[float], bool], words: str) -> None:

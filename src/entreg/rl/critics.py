@@ -5,7 +5,7 @@ Shapes: M members, B items, D observation, A numbers of an action. Rows 2 m and 
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from entreg.stacked import FlatParameters
 class TwinCritics:
     """Two values of every state and action, `Q(s, a)`, and target networks that follow them; `generators` hold one source of initial weights a member."""
 
-    def __init__(self, inputs: int, hidden: Sequence[int], generators: Sequence[torch.Generator]) -> None:
+    def __init__(self, inputs: int, hidden: Sequence[int], activation: Literal["tanh", "relu"], generators: Sequence[torch.Generator]) -> None:
+        self.activation = activation
         shapes: dict[str, tuple[int, ...]] = {}
         for layer, (size_in, size_out) in enumerate(itertools.pairwise((inputs, *hidden, 1))):
             shapes |= {f"critic.{layer}.weight": (size_in, size_out), f"critic.{layer}.bias": (size_out,)}
@@ -39,7 +40,7 @@ class TwinCritics:
         return self._values(items, self.target, True)
 
     def _values(self, items: Tensor, parameters: FlatParameters, frozen: bool) -> Tensor:
-        (values,) = stacked.mlps(items.repeat_interleave(2, 0), parameters, [self._tower], "relu", frozen=frozen)
+        (values,) = stacked.mlps(items.repeat_interleave(2, 0), parameters, [self._tower], self.activation, frozen=frozen)
         return values.view(len(items), 2, -1)
 
     def follow(self, tau: float) -> None:

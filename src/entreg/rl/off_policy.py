@@ -74,7 +74,7 @@ class OffPolicy(Study):
         continuous = self.head.spec.kind == "continuous"
         self._mask_size = None if self.mask is None else self.mask.shape[-1]
         self._action = (self.head.actions,), np.dtype(np.float32 if continuous else np.int64)
-        self._reads_share = any(_innermost(regularizer.controller) is GradientShare for regularizer in self.regularizers)
+        self.reads_share = any(_innermost(regularizer.controller) is GradientShare for regularizer in self.regularizers)
 
     @property
     def step(self) -> int:
@@ -93,6 +93,8 @@ class OffPolicy(Study):
     def __enter__(self: _OffPolicy) -> _OffPolicy:
         folder, (members, per_member, capacity, observation, shape, dtype, mask_size) = Path(self.run.settings.out), self._replay_shape()
         if isinstance(observation, FrameStack):
+            if self.part.of > 1:  # the ranks' games end at different steps, and then their rings hold different ones
+                raise ValueError(f"ranks is {self.part.of}; legal with stacks of frames and a replay is one process")
             FrameReplay.check_room(members, per_member, capacity, observation, shape, dtype, observation.shape[0], folder=folder)
         else:
             Replay.check_room(members, per_member, capacity, observation, shape, dtype, mask_size, folder=folder)
@@ -147,6 +149,7 @@ class OffPolicy(Study):
         """The next batch: of the transitions that one process would draw, those that this rank holds."""
         if self.part.of == 1:
             return self.replay.sample(self.streams.generators, self.config.batch_size)
+        assert isinstance(self.replay, Replay)
         drawn = self.replay.draw(self.streams.generators, self.config.batch_size, self.part.of)
         items, self.weight, self._places = self.ranks.take(torch.from_numpy(drawn), self.config.environments)
         return self.replay.take(items.numpy())
@@ -183,7 +186,7 @@ class OffPolicy(Study):
     @property
     def share_due(self) -> bool:
         """Whether a controller or the next record reads the bonus's share of the gradient of this batch."""
-        return self._reads_share or self.record_next
+        return self.reads_share or self.record_next
 
     def coefs(self) -> Tensor:
         """The coefficients by which entropy is maximised, `[M, 1]`."""
@@ -193,6 +196,7 @@ class OffPolicy(Study):
         """The means of a gradient step, `[M]` each: the entropy is what the controllers see. Stops on what is not finite."""
         means = torch.stack([policy_loss, value_loss, entropy])
         self.check(loss=means)
+        self._used = np.array([regularizer.coef for regularizer in self.regularizers])
         for regularizer, mean in zip(self.regularizers, means[2].tolist(), strict=True):
             regularizer.observe(mean, self.config.batch_size)
         self.books.seen(means)
@@ -207,7 +211,7 @@ class OffPolicy(Study):
     def _record(self, batch: Batch) -> None:
         """A training record of every member, of the policy's outputs at the observations of its last batch."""
         outputs = self.network.actor(batch.observation)
-        self.books.average(coef=np.array([regularizer.coef for regularizer in self.regularizers]))
+        self.books.average(coef=self._used)
         self.record(outputs, batch.mask)
         self.books.forget()
         self._recorded = self.round
