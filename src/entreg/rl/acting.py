@@ -15,7 +15,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from entreg.rl import episodes, population
-from entreg.rl.heads import LOG_STD_MAX, LOG_STD_MIN, Head, TanhGaussian, head_for
+from entreg.rl.heads import LOG_STD_MAX, LOG_STD_MIN, Head, Sampled, TanhGaussian, head_for
 from entreg.rl.networks import ActorCritic, Architecture, from_weights, shapes
 from entreg.rl.normalize import RunningMoments
 from entreg.rl.spaces import ActionSpec, MaskReader, observation_codec
@@ -99,9 +99,11 @@ class Policy:
             batch = batch.astype(np.float32, copy=False)
         if self.moments is not None:
             batch = self.moments.normalise(batch)
+        noise = self._streams.noise((batch.shape[1], self.head.actions), self.head.noise)
+        if self.network.architecture.noise:
+            batch = np.concatenate([batch, np.float32(temperature) * noise], -1)
         with torch.no_grad():
             outputs = self.network.actor(torch.from_numpy(batch)).numpy()
-        noise = self._streams.noise((batch.shape[1], self.head.actions), self.head.noise)
         legal = None if mask is None else np.asarray(mask, dtype=bool).reshape(*batch.shape[:2], -1)
         action = self.head.sample(outputs, noise, legal, temperature)
         return self.head.to_environment(action.reshape(-1, action.shape[-1]))
@@ -138,6 +140,8 @@ def from_state(state: Mapping[str, Any]) -> Policy:
         moments = RunningMoments(1, architecture.observation)
         moments.load_state_dict(state["normaliser"])
     limits = tuple(spec.get("limits", (LOG_STD_MIN, LOG_STD_MAX)))
+    if architecture.noise:
+        return Policy(from_weights(architecture, state["weights"]), Sampled(action), moments)
     head = TanhGaussian(action, limits) if spec["squash"] else head_for(action)
     return Policy(from_weights(architecture, state["weights"]), head, moments)
 

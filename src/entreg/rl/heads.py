@@ -211,6 +211,32 @@ class TanhGaussian(Gaussian):
         return torch.cat([mean, log_std.clamp(*self.limits)], dim=-1)
 
 
+class Sampled(TanhGaussian):
+    """Actions of a network that reads noise: its outputs `(M, N, A)` are the action before the tanh, and no density of it is known."""
+
+    def __init__(self, spec: ActionSpec, *, remedy: str = "bound the environment's actions") -> None:
+        super().__init__(spec, remedy=remedy)
+        self.outputs = self.actions
+
+    def sample(self, outputs: np.ndarray, noise: np.ndarray, mask: np.ndarray | None, temperature: float = 1.0) -> np.ndarray:
+        return outputs  # the noise, times the temperature, has gone into the network
+
+    def drawn(self, outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError("a sampler's actions have no known density")
+
+    def stats(self, outputs: Tensor, action: Tensor, family: Family, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError("a sampler's actions have no known density")
+
+    def kl(self, old: Tensor, new: Tensor, mask: Tensor | None) -> Tensor:
+        raise NotImplementedError("a sampler's actions have no known density")
+
+    def entropy(self, outputs: Tensor, family: Family, mask: Tensor | None) -> Tensor:
+        return torch.full(outputs.shape[:-1], math.nan)  # not known either; recipes estimate that of the policy it imitates
+
+    def mode(self, outputs: Tensor) -> Tensor:
+        return super().mode(torch.cat([outputs, outputs], -1))
+
+
 def head_for(spec: ActionSpec, *, squash: bool = False) -> Head:
     """The head of an action space; `squash` bounds continuous actions by tanh and is refused for discrete ones."""
     if spec.kind == "continuous":

@@ -119,9 +119,18 @@ def build(spec: EnvSpec, kwargs: Mapping[str, Any]) -> tuple[gymnasium.Env[Any, 
 
 def observation_space(name: str, kwargs: Mapping[str, Any]) -> gymnasium.Space[Any]:
     """What this environment's observations are; raises as `find` and `build` do."""
+    return _spaces(name, kwargs)[0]
+
+
+def action_space(name: str, kwargs: Mapping[str, Any]) -> gymnasium.Space[Any]:
+    """What this environment's actions are; raises as `find` and `build` do."""
+    return _spaces(name, kwargs)[1]
+
+
+def _spaces(name: str, kwargs: Mapping[str, Any]) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:
     env, _ = build(find(name)[0], kwargs)
     env.close()
-    return env.observation_space
+    return env.observation_space, env.action_space
 
 
 def _remarks(caught: Sequence[warnings.WarningMessage]) -> tuple[str, ...]:

@@ -42,6 +42,7 @@ class Architecture(NamedTuple):
     critic: bool = True  # whether there is a tower of state values beside the policy's
     shared: bool = False  # whether the hidden layers are both towers', as in Mnih et al. 2016
     precision: Precision = "float32"  # of the convolutions
+    noise: int = 0  # numbers of noise that a policy of vectors reads behind its observation; where they are not given they are 0
 
 
 def convolutions(architecture: Architecture) -> Sequence[tuple[int, int, int]]:
@@ -72,7 +73,7 @@ def shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     if architecture.precision != "float32" and not architecture.image:
         raise ValueError(f"precision {architecture.precision} is for the convolutions of images, and observations are vectors here")
     result: dict[str, tuple[int, ...]] = {}
-    below = (_flat_size(architecture), *architecture.hidden)
+    below = (_flat_size(architecture) + architecture.noise, *architecture.hidden)
     towers: dict[str, tuple[int, ...]] = {"actor": (architecture.outputs,), "critic": (1,)} if architecture.critic else {"actor": (architecture.outputs,)}
     if architecture.shared:
         towers = {"trunk": (), **{name: (below[-1], *outputs) for name, outputs in towers.items()}}
@@ -146,7 +147,8 @@ class ActorCritic:
         if isinstance(observation, Stacks):
             observation = observation.tensor()
         if not self.architecture.image:
-            return observation
+            missing = self.architecture.noise and observation.shape[-1] == self.architecture.observation[0]
+            return torch.nn.functional.pad(observation, (0, self.architecture.noise)) if missing else observation
         names = [(f"image.{layer}.weight", f"image.{layer}.bias") for layer in range(len(convolutions(self.architecture)))]
         weights = [(self.parameters[weight], self.parameters[bias]) for weight, bias in names]
         weights[0] = weights[0][0] / 255, weights[0][1]  # of a few thousand weights instead of millions of pixels

@@ -74,7 +74,7 @@ class OffPolicy(Study):
         continuous = self.head.spec.kind == "continuous"
         self._mask_size = None if self.mask is None else self.mask.shape[-1]
         self._action = (self.head.actions,), np.dtype(np.float32 if continuous else np.int64)
-        self._reads_share = any(_innermost(regularizer.controller) is GradientShare for regularizer in self.regularizers)
+        self.reads_share = any(_innermost(regularizer.controller) is GradientShare for regularizer in self.regularizers)
 
     @property
     def step(self) -> int:
@@ -186,7 +186,7 @@ class OffPolicy(Study):
     @property
     def share_due(self) -> bool:
         """Whether a controller or the next record reads the bonus's share of the gradient of this batch."""
-        return self._reads_share or self.record_next
+        return self.reads_share or self.record_next
 
     def coefs(self) -> Tensor:
         """The coefficients by which entropy is maximised, `[M, 1]`."""

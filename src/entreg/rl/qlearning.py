@@ -118,6 +118,7 @@ class QLearner(OffPolicy):
         self.values, self.targets = (NoisyNetwork(architecture, population.weight_generators(seeds), sigma) for _ in range(2))
         self.network = self.values.mean
         self.agent = Values(self.values, self.targets)
+        check_share(self)
         self.temperature()  # refuses one that begins below 0
 
     def temperature(self) -> Tensor:
@@ -212,6 +213,12 @@ class Values:
         self.targets.load_state_dict(state["targets"])
         for index, optimizer in enumerate(self.optimizers):
             optimizer.load_state_dict(state["optimizers"][str(index)])
+
+
+def check_share(learner: OffPolicy) -> None:
+    """Raise `ValueError` for a coefficient that is set by the bonus's share of a loss."""
+    if learner.reads_share:
+        raise ValueError("coef: GradientShare reads a bonus's share of the policy's gradient, and values have no such bonus; legal are the other controllers")
 
 
 def warn_of_uniform_targets(learner: OffPolicy) -> None:
