@@ -93,7 +93,7 @@ def test_a_member_is_the_run_it_would_have_been_alone(tmp_path):
 
 
 def test_a_sampler_is_loaded_and_exported_with_its_bounds_and_draws_by_temperature(tmp_path):
-    summary, _ = trained(tmp_path, env="tests.rl.continuous:Count-v0")
+    summary, _ = trained(tmp_path, env="tests.rl.continuous:Ruler-v0")
     policy = load(summary.folder)
     one = np.zeros((50, 1), np.float32)
     assert np.ptp(policy.act(one), 0) == pytest.approx([0, 0], abs=1e-6) and (np.ptp(policy.act(one, temperature=1.0), 0) > 0.01).all()
@@ -131,7 +131,7 @@ def test_killed_and_resumed_is_uninterrupted(tmp_path):
         ({"coef": ("TargetEntropy(-2.5)",)}, "between -2.079, the least that 16 value_samples"),
         ({"coef": ("GradientShare(0.2)",)}, "values have no such bonus"),
         ({"coef": ("TargetEntropy(0.7)",)}, "0.6931, the uniform one"),
-        ({"env": "tests.rl.continuous:Count-v0", "env_kwargs": {"bound": math.inf}}, "soft_q has no other kind"),
+        ({"env": "tests.rl.continuous:Ruler-v0", "env_kwargs": {"bound": math.inf}}, "soft_q has no other kind"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_written(changes, words, tmp_path):

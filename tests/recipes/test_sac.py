@@ -180,7 +180,7 @@ def test_the_coefficient_moves_towards_the_target_from_both_sides(target, grows,
 
 @pytest.mark.parametrize("terminates", [False, True])
 def test_the_replay_holds_what_an_episode_ended_in_and_only_termination_ends_values(terminates, tmp_path):
-    learner = agent_for(tmp_path, env="tests.rl.continuous:Count-v0", env_kwargs={"terminates": terminates}, environments=2, seeds=2).learner
+    learner = agent_for(tmp_path, env="tests.rl.continuous:Ruler-v0", env_kwargs={"terminates": terminates}, environments=2, seeds=2).learner
     with learner:
         for _ in range(4):
             learner._advance(learner._random)
@@ -216,7 +216,7 @@ def test_a_member_is_the_run_it_would_have_been_alone(tmp_path):
 
 
 def test_a_policy_of_sac_is_loaded_and_exported_with_its_bounds(tmp_path):
-    summary, _ = trained(tmp_path, env="tests.rl.continuous:Count-v0")
+    summary, _ = trained(tmp_path, env="tests.rl.continuous:Ruler-v0")
     policy = load(summary.folder)
     assert policy.head.limits == sac.LOG_STD and not policy.network.architecture.critic
     policy.network.parameters.data[:, -4:] = torch.tensor([50.0, -50.0, 0.0, 0.0])
@@ -246,7 +246,7 @@ def test_killed_and_resumed_is_uninterrupted(tmp_path):
 
 def test_a_reward_that_is_no_number_stops_the_run_and_leaves_the_last_checkpoint(tmp_path):
     with pytest.raises(NonFinite, match="reward"):
-        trained(tmp_path, env="tests.rl.continuous:Count-v0", env_kwargs={"poison": 40}, run={"checkpoint_every": 0.0})
+        trained(tmp_path, env="tests.rl.continuous:Ruler-v0", env_kwargs={"poison": 40}, run={"checkpoint_every": 0.0})
     (folder,) = tmp_path.iterdir()
     assert [line["event"] for line in read_records(folder).lines if "event" in line][-1] == "nonfinite"
     assert np.isfinite(load(folder).network.parameters.data.numpy()).all()
@@ -262,7 +262,7 @@ def test_a_dry_run_makes_two_updates_and_keeps_nothing(tmp_path, capsys):
     ("changes", "words"),
     [
         ({"env": "CartPole-v1"}, "sac_discrete"),
-        ({"env_kwargs": {"bound": math.inf}, "env": "tests.rl.continuous:Count-v0"}, "finite action bounds; sac has no other kind"),
+        ({"env_kwargs": {"bound": math.inf}, "env": "tests.rl.continuous:Ruler-v0"}, "finite action bounds; sac has no other kind"),
         ({"steps": 10**15, "buffer_size": 10**15}, "lower buffer_size"),
         ({"learning_starts": 60}, "learning_starts must be from 0 to below steps"),
         (
@@ -342,7 +342,7 @@ def test_a_coefficient_that_runs_away_is_reported_once(tmp_path, capsys):
 
 
 def test_a_smaller_replay_forgets_the_oldest(tmp_path):
-    learner = agent_for(tmp_path, env="tests.rl.continuous:Count-v0", buffer_size=2).learner
+    learner = agent_for(tmp_path, env="tests.rl.continuous:Ruler-v0", buffer_size=2).learner
     with learner:
         for _ in range(4):
             learner._advance(learner._random)

@@ -1,11 +1,11 @@
-"""Small environments of continuous actions whose answer is known. Importing this module registers them: `tests.rl.continuous:Count-v0`."""
+"""Small environments of continuous actions whose answer is known. Importing this module registers them: `tests.rl.continuous:Ruler-v0`."""
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 
 
-class Count(gymnasium.Env):
+class Ruler(gymnasium.Env):
     """Observes its step number; every 4th step ends the episode, cut or terminated. A reward after `poison` steps is not a number."""
 
     observation_space = spaces.Box(0, 10, (1,))
@@ -29,5 +29,5 @@ class Count(gymnasium.Env):
         return self._seen(), np.nan if self.left < 0 else 1.0, end and self.terminates, end and not self.terminates, {}
 
 
-if "Count-v0" not in gymnasium.registry:
-    gymnasium.register("Count-v0", entry_point=Count)
+if "Ruler-v0" not in gymnasium.registry:
+    gymnasium.register("Ruler-v0", entry_point=Ruler)
