@@ -9,7 +9,6 @@ nothing. Figures are reproducible for a seed on one machine.
 
 import argparse
 import importlib
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 
 from bench import common
 from bench.common import HERE, RESULTS, interval
-from bench.studies import first_step, train
+from bench.studies import timed
 
 from entreg.statistics import mean_interval, paired_difference
 
@@ -76,12 +75,7 @@ def rows_of(name: str, label: str, quick: bool) -> list[dict[str, Any]]:
     )
     if quick:
         config = replace(config, steps=task.steps // 20, seeds=2, eval_episodes=1)
-    begun = time.process_time()
-    rows = train(arm.recipe, config)
-    seconds = time.process_time() - begun
-    for row in rows:
-        reached = first_step(row.pop("curve"), task.solved)
-        row |= {"reached": "" if reached is None else reached, "cpu_seconds": seconds / len(rows)}
+    rows = timed(arm.recipe, config, task.solved)
     return [{"task": name, "arm": label, "env": task.env, **row} for row in rows]
 
 

@@ -8,14 +8,14 @@ means over seeds with 95 % bootstrap intervals. Figures are reproducible for a s
 
 import argparse
 import importlib
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from bench import common
 from bench.common import RESULTS, append, interval, machine, read
-from bench.studies import first_step, train
+from bench.studies import timed
 
 from entreg.statistics import mean_interval
 
@@ -56,27 +56,21 @@ def rows_of(name: str, task: Task, label: str, arm: Arm, seeds: int) -> list[dic
     config = importlib.import_module(f"entreg.recipes.{arm.recipe}").Config(
         env=task.env, steps=task.steps, seeds=seeds, eval_episodes=task.eval_episodes, video=False, **arm.changes
     )
-    begun = time.process_time()
-    rows = train(arm.recipe, config)
-    seconds = time.process_time() - begun
-    for row in rows:
-        reached = first_step(row.pop("curve"), task.threshold)
-        row |= {"reached": "" if reached is None else reached, "cpu_seconds": seconds / len(rows)}
+    rows = timed(arm.recipe, config, task.threshold)
     return [{"task": name, "arm": label, "env": task.env, **row, **machine("torch", "numpy", "gymnasium")} for row in rows]
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
     """Every task and arm as a markdown table."""
-    lines = ["| task | arm | seeds | evaluation | last 100 episodes | mean entropy | first step there | CPU s a member |", "|" + "---|" * 8]
+    lines = []
     for task, arm in dict.fromkeys((row["task"], row["arm"]) for row in rows):
         mine = [row for row in rows if (row["task"], row["arm"]) == (task, arm)]
         columns = {name: [float(row[name]) for row in mine] for name in ("eval_return", "return", "entropy_mean", "cpu_seconds")}
         steps = [int(row["reached"]) for row in mine if row["reached"]]
         reached = f"{TASKS[task].threshold:g}: {len(steps)} of {len(mine)}" + (f", median {int(np.median(steps))}" if steps else "")
         means = [interval(mean_interval(columns[name])) for name in ("eval_return", "return")]
-        cells = [task, arm, str(len(mine)), *means, f"{np.mean(columns['entropy_mean']):.3g}", reached, f"{np.mean(columns['cpu_seconds']):.0f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([task, arm, str(len(mine)), *means, f"{np.mean(columns['entropy_mean']):.3g}", reached, f"{np.mean(columns['cpu_seconds']):.0f}"])
+    return common.table(["task", "arm", "seeds", "evaluation", "last 100 episodes", "mean entropy", "first step there", "CPU s a member"], lines)
 
 
 def main() -> None:

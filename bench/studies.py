@@ -12,6 +12,7 @@ import argparse
 import importlib
 import json
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -115,6 +116,17 @@ def _outcome(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def first_step(curve: Sequence[tuple[int, float]], threshold: float) -> int | None:
     """The first logged step whose `return` (mean of the last 100 episodes) is at least `threshold`."""
     return next((step for step, value in curve if value >= threshold), None)
+
+
+def timed(recipe: str, config: Any, threshold: float) -> list[dict[str, Any]]:
+    """`train` with the first step at `threshold` ("" where there is none) in the place of the curve, and the CPU seconds of a member."""
+    begun = time.process_time()
+    rows = train(recipe, config)
+    seconds = time.process_time() - begun
+    for row in rows:
+        reached = first_step(row.pop("curve"), threshold)
+        row |= {"reached": "" if reached is None else reached, "cpu_seconds": seconds / len(rows)}
+    return rows
 
 
 def run(name: str, quick: bool) -> list[dict[str, Any]]:

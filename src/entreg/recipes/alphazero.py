@@ -17,14 +17,14 @@ from torch import Tensor
 
 from entreg import stacked
 from entreg.rl import acting, advantages, evaluation, games, population, ranks
-from entreg.rl.config import StudyConfig, check_study, require
+from entreg.rl.actor_critic import ActorCriticStudy
+from entreg.rl.config import ActorCriticConfig, check_study, require
 from entreg.rl.heads import head_for
 from entreg.rl.networks import Activation, ActorCritic, Architecture
 from entreg.rl.search import Options
 from entreg.rl.search_rules import Kind
 from entreg.rl.selfplay import Positions, SelfPlay, Window
 from entreg.rl.spaces import ActionSpec
-from entreg.rl.study import LOG_LINES, Study
 from entreg.run import Run, Summary
 
 STATUS = "experimental"
@@ -32,7 +32,7 @@ SUMMARY = "AlphaZero: search and network, on boards and toy text"
 
 
 @dataclass(frozen=True)
-class Config(StudyConfig):
+class Config(ActorCriticConfig):
     """AlphaZero on boards of open_spiel and toy-text tasks of Gymnasium."""
 
     env: str = "tic_tac_toe"
@@ -107,7 +107,7 @@ def train(config: Config, run: Run | None = None) -> Summary:
         return learner.finish()
 
 
-class AlphaZero(Study):
+class AlphaZero(ActorCriticStudy):
     """The population, its games and the window of positions it learns from."""
 
     config: Config
@@ -129,16 +129,6 @@ class AlphaZero(Study):
     def _make(self, seeds: Sequence[int]) -> games.Described:
         self.game = games.make(self.config.env, self.config.env_kwargs, reward_scale=self.config.reward_scale)
         return games.Described(ActionSpec("discrete", (self.game.actions,)), self.game.notes)
-
-    @property
-    def step(self) -> int:
-        """Moves that each member has made."""
-        return self.update * self.config.environments * self.config.rollout
-
-    @property
-    def steps(self) -> int:
-        """Moves that each member makes in the whole run."""
-        return self.updates * self.config.environments * self.config.rollout
 
     @torch.no_grad()
     def ask(self, observation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -183,28 +173,10 @@ class AlphaZero(Study):
             self.books.end(self.head.kl(before, after, first.legal).mean(1).numpy())
             self.step_controllers(active)
         self.update += 1
-        if any(active) and (self.update % max(1, self.updates // LOG_LINES) == 0 or self.update == self.updates):
-            for index, row in enumerate(self.books.rows(after, first.legal, self.step)):
-                if active[index]:
-                    self.run.log(self.step, member=index, **row, learning_rate=self.schedules["learning_rate"].value)
+        if any(active) and self.recording:
+            self.write(self.books.rows(after, first.legal, self.step), active)
         self.schedules["learning_rate"].step()
         self.evaluate_and_save(start)
-
-    def gradient_step(self, outputs: Tensor, policy_loss: Tensor, value_loss: Tensor, entropy: Tensor, active: Tensor) -> None:
-        """One Adam step on mean policy loss + value_coef x mean value loss + bonus, each active member by itself; losses are `(M, B)`."""
-        items = policy_loss.shape[1]
-        means = torch.stack([part.detach() for part in (policy_loss, value_loss, entropy)]).mean(2)
-        self.check(loss=means)
-        signed = population.observe(self.regularizers, means[2], items)
-        policy = policy_loss, torch.full_like(policy_loss, 1 / items)
-        value = value_loss, torch.full_like(value_loss, self.config.value_coef / items)
-        bonus = entropy, (signed / items).expand_as(entropy)
-        if self.books.share is None:
-            self.books.share = population.gradient_shares(bonus, policy, outputs)
-        self.network.parameters.backward(policy, value, bonus)
-        stacked.clip_grad_norm(self.network.parameters, self.config.max_grad_norm)
-        self.optimizer.step(self.schedules["learning_rate"].value, active)
-        self.books.seen(means)
 
     def _played(self, stop: Callable[[], object]) -> evaluation.Results:
         """Games against the strong opponent of a board, or episodes of a task."""
@@ -229,12 +201,11 @@ class AlphaZero(Study):
             super()._film()
 
     def state_dict(self) -> dict[str, Any]:
-        own = {"optimizer": self.optimizer.state_dict(), "self_play": self.self_play.state_dict(), "window": self.window.state_dict()}
+        own = {"self_play": self.self_play.state_dict(), "window": self.window.state_dict()}
         return {**super().state_dict(), **own, "collector": {"moments": None}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        self.optimizer.load_state_dict(state["optimizer"])
         self.self_play.load_state_dict(state["self_play"])
         self.window.load_state_dict(state["window"])
 

@@ -86,7 +86,7 @@ class SoftActorCritic(OffPolicy):
         """Actions `[M, n, 1]` drawn from the policies."""
         logits = self.network.actor(torch.from_numpy(observation)).numpy()
         self.check(logits=logits)
-        return self.head.sample(logits, self.streams.noise((observation.shape[1], 1), "uniform"), mask)
+        return self.head.sample(logits, self.noise("uniform"), mask)
 
     @torch.no_grad()
     def next_value(self, batch: Batch) -> Tensor:

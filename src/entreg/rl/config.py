@@ -54,7 +54,19 @@ class StudyConfig:
 
 
 @dataclass(frozen=True)
-class OnPolicyConfig(StudyConfig):
+class ActorCriticConfig(StudyConfig):
+    """One study of policies that learn from fresh experience, with state values."""
+
+    rollout: int = 128
+    """Steps of each environment between two updates."""
+    value_coef: float = 0.5
+    """Weight of the squared error of the value."""
+    max_grad_norm: float = 0.5
+    """Each member's gradient is clipped to this Euclidean norm."""
+
+
+@dataclass(frozen=True)
+class OnPolicyConfig(ActorCriticConfig):
     """One study: every coefficient x family x seed is a member of one population."""
 
     coef: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -69,10 +81,6 @@ class OnPolicyConfig(StudyConfig):
     """GAE's lambda; 1 is the return to go minus the value."""
     learning_rate: str = "linear(0.001, 0)"
     """A number or a schedule over the run."""
-    value_coef: float = 0.5
-    """Weight of the squared error of the value."""
-    max_grad_norm: float = 0.5
-    """Each member's gradient is clipped to this Euclidean norm."""
     normalise_advantage: bool = True
     """Shift and scale the advantages of a minibatch."""
     normalise_observation: bool = False

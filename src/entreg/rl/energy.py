@@ -21,7 +21,7 @@ from entreg.rl.exploration import NoisyNetwork
 from entreg.rl.heads import Head, Sampled
 from entreg.rl.networks import ActorCritic, Architecture
 from entreg.rl.off_policy import OffPolicy
-from entreg.rl.qlearning import COLDEST, QConfig, Values, check_share
+from entreg.rl.qlearning import QConfig, Values, check_share, temperatures
 from entreg.rl.replay import Batch
 from entreg.rl.spaces import ActionSpec
 from entreg.run import Run
@@ -138,10 +138,7 @@ class EnergyLearner(OffPolicy):
 
     def temperature(self) -> Tensor:
         """The members' temperatures `[M, 1]`; one below 0 is a `ValueError`."""
-        coef = self.coefs()
-        if bool((coef < 0).any()):
-            raise ValueError(f"coef: the temperature of a soft value is {float(coef.min())}; legal are numbers >= 0")
-        return coef.clamp_min(COLDEST)
+        return temperatures(self.coefs())
 
     @torch.no_grad()
     def act(self, observation: np.ndarray, mask: np.ndarray | None) -> np.ndarray:

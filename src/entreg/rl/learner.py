@@ -6,7 +6,7 @@ A recipe is a loop over `learner.rollouts()` that turns each rollout into calls 
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from entreg import stacked
 from entreg.rl import advantages, intrinsic, population
+from entreg.rl.actor_critic import ActorCriticStudy
 from entreg.rl.config import OnPolicyConfig, check
 from entreg.rl.environments import ActionSpec
 from entreg.rl.heads import Head, head_for
@@ -23,7 +24,6 @@ from entreg.rl.part import Part
 from entreg.rl.ranks import here, run_for
 from entreg.rl.rollout import Act, Collector, Experience, next_values
 from entreg.rl.stacks import Stacks
-from entreg.rl.study import LOG_LINES, Study
 from entreg.run import Run
 
 
@@ -50,15 +50,7 @@ class Rollout(NamedTuple):
         return Rollout(observation, *flat)  # type: ignore[arg-type]
 
 
-class Optimizer(Protocol):
-    """Moves parameters by their gradients."""
-
-    def step(self, lr: float, active: Tensor | None = None) -> None: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
-
-
-class Learner(Study):
+class Learner(ActorCriticStudy):
     """The population, its experience and its books. `part` says which part of the experience this process makes, where several work together."""
 
     config: OnPolicyConfig
@@ -94,23 +86,8 @@ class Learner(Study):
         architecture = architecture._replace(shared=config.shared, precision=config.precision)
         generators = population.weight_generators(seeds)
         self.network = ActorCritic(architecture, generators, log_std=config.log_std)
-        self.optimizer: Optimizer = stacked.StackedAdam(self.network.parameters)
+        self.optimizer = stacked.StackedAdam(self.network.parameters)
         self.act: Act = self._act
-
-    @property
-    def steps_per_update(self) -> int:
-        """Environment steps that each member takes for an update, over all processes."""
-        return self.config.environments * self.config.rollout * self.part.of
-
-    @property
-    def step(self) -> int:
-        """Environment steps that each member has taken."""
-        return self.update * self.steps_per_update
-
-    @property
-    def steps(self) -> int:
-        """Environment steps that each member takes in the whole run."""
-        return self.updates * self.steps_per_update
 
     @property
     def moments(self) -> RunningMoments | None:
@@ -133,45 +110,12 @@ class Learner(Study):
                 schedule.step()
             self.evaluate_and_save(before)
 
-    @property
-    def recording(self) -> bool:
-        """Whether a training record is written after this update."""
-        return self.update % max(1, self.updates // LOG_LINES) == 0 or self.update == self.updates
-
     @torch.no_grad()
     def _end_update(self, rollout: Rollout) -> None:
         """Measure how far the policies moved, and step every member's controller."""
         outputs = self.network.actor(rollout.observation)
         self.books.end(self.ranks.mean(self.head.kl(rollout.outputs, outputs, rollout.mask)).numpy())
         self.step_controllers()
-
-    def gradient_step(
-        self,
-        outputs: Tensor,
-        policy_loss: Tensor,
-        value_loss: Tensor,
-        entropy: Tensor,
-        active: Tensor | None = None,
-        weight: Tensor | None = None,
-    ) -> None:
-        """One Adam step on mean policy loss + value_coef x mean value loss + bonus, each member by itself.
-
-        All losses and entropies are `(M, B)`; `outputs (M, B, K)` are the policy's, of whose gradient the bonus's share is measured once a
-        rollout. Members outside the boolean `active [M]` stay as they are. Items of `weight (M, B)` 0 do not count; means are over all ranks.
-        """
-        items = policy_loss.shape[1] * self.ranks.part.of if weight is None else int(self.ranks.count(weight)[0])
-        means = self.ranks.mean(torch.stack([part.detach() for part in (policy_loss, value_loss, entropy)]), weight)
-        self.check(loss=means)
-        signed = population.observe(self.regularizers, means[2], items)
-        policy, value = _weighed(policy_loss, 1 / items, weight), _weighed(value_loss, self.config.value_coef / items, weight)
-        bonus = _weighed(entropy, signed / items, weight)
-        if self.books.share is None:
-            self.books.share = population.gradient_shares(bonus, policy, outputs, self.ranks.sum if self.ranks.part.of > 1 else None)
-        self.network.parameters.backward(policy, value, bonus)
-        self.ranks.sum(self.network.parameters.grad)
-        stacked.clip_grad_norm(self.network.parameters, self.config.max_grad_norm)
-        self.optimizer.step(self.schedules["learning_rate"].value, active)
-        self.books.seen(means)
 
     def advantage(self, rollout: Rollout) -> Tensor:
         """The advantages `(M, N)` of `rollout`, normalised member by member where the configuration says so; a single item stays as it is."""
@@ -180,12 +124,11 @@ class Learner(Study):
         return self.ranks.standardised(rollout.advantage, rollout.weight)
 
     def state_dict(self) -> dict[str, Any]:
-        state = {**super().state_dict(), "optimizer": self.optimizer.state_dict(), "collector": self.collector.state_dict()}
+        state = {**super().state_dict(), "collector": self.collector.state_dict()}
         return state if self.intrinsic is None else {**state, "intrinsic": self.intrinsic.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        self.optimizer.load_state_dict(state["optimizer"])
         if self.intrinsic is not None:
             self.intrinsic.load_state_dict(state["intrinsic"])
         if not self.collector.load_state_dict(state["collector"]):
@@ -256,12 +199,6 @@ class Learner(Study):
         log_prob, _ = self.families.stats(self.head, outputs[:, :items], action, None if mask is None else mask[:, :items])
         entropy = split(self.families.entropy(self.head, outputs, mask)) if self.config.over == "trajectory" else ()
         return outputs[:, :items], split(value), log_prob, entropy
-
-
-def _weighed(loss: Tensor, each: float | Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """A loss `(M, B)` and what each of its items is weighed by: one number, or one a member `(M, 1)`, where it counts."""
-    every = torch.full_like(loss, each) if isinstance(each, float) else each.expand_as(loss)
-    return loss, every if weight is None else every * weight
 
 
 def _default_coef(head: Head) -> tuple[str, ...]:

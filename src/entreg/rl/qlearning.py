@@ -123,10 +123,7 @@ class QLearner(OffPolicy):
 
     def temperature(self) -> Tensor:
         """The members' temperatures `[M, 1]`; one below 0 is a `ValueError`."""
-        coef = self.coefs()
-        if bool((coef < 0).any()):
-            raise ValueError(f"coef: the temperature of a soft value is {float(coef.min())}; legal are numbers >= 0")
-        return coef.clamp_min(COLDEST)
+        return temperatures(self.coefs())
 
     def soft_policy(self, q: Tensor, mask: Tensor | None) -> Tensor:
         """Probabilities `(M, N, V)`, each member's by its own family and temperature."""
@@ -159,7 +156,7 @@ class QLearner(OffPolicy):
         q = self.values(torch.from_numpy(observation))
         self.check(q=q)
         probs = self.policy(q, None if mask is None else torch.from_numpy(mask))
-        return self.head.sample(probs.log().numpy(), self.streams.noise((observation.shape[1], 1), "uniform"), mask)
+        return self.head.sample(probs.log().numpy(), self.noise("uniform"), mask)
 
     def look(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Values of the learned network at the observations, with gradient, and of the target network at the next ones, `(M, B, V)`; both under new noise."""
@@ -191,6 +188,13 @@ class QLearner(OffPolicy):
         if self.values.spread is not None:
             columns["sigma"] = self.values.spread.data.abs().mean(1).numpy()
         super().record(self.policy(outputs, mask).log(), mask)
+
+
+def temperatures(coef: Tensor) -> Tensor:
+    """The temperatures that coefficients `[M, 1]` are; one below 0 is a `ValueError`."""
+    if bool((coef < 0).any()):
+        raise ValueError(f"coef: the temperature of a soft value is {float(coef.min())}; legal are numbers >= 0")
+    return coef.clamp_min(COLDEST)
 
 
 class Values:

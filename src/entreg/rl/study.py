@@ -1,6 +1,6 @@
 """What every recipe for populations of policies shares: its members, controllers, records, evaluations, checkpoints and its end.
 
-Shapes: M members, n environments of each, N items of a member. `learner.py` adds rollouts of the current policy, `off_policy.py` a replay memory.
+Shapes: M members, n environments of each, N items of a member. `actor_critic.py` learns from fresh experience, `off_policy.py` from a replay memory.
 """
 
 import math
@@ -142,11 +142,12 @@ class Study(ABC):
         """Write a training record of every member; `outputs (M, N, K)` are those of its policy, over ranks those of all."""
         self.write(self.books.lines(*self.books.measure(outputs, mask, lambda each: self.ranks.mean(each, self.weight)), self.step))
 
-    def write(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Write these rows, one a member, with the rates of the schedules."""
+    def write(self, rows: Sequence[Mapping[str, float]], active: Sequence[bool] | None = None) -> None:
+        """Write these rows, one a member (those of the `active` ones), with the rates of the schedules."""
         rate = {name: schedule.value for name, schedule in self.schedules.items()}
         for index, row in enumerate(rows):
-            self.run.log(self.step, member=index, **row, **rate)
+            if active is None or active[index]:
+                self.run.log(self.step, member=index, **row, **rate)
 
     def evaluate_and_save(self, before: int) -> None:
         """Evaluate and write a checkpoint where they are due; `before` is the step at which this was called last."""
