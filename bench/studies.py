@@ -2,8 +2,9 @@
 
     python -m bench.studies cartpole | acrobot | pendulum | minigrid | mujoco | frozenlake | a2c | reinforce  [--quick | --table] [--out FOLDER]
 
-Every study trains one population an arm (all coefficients x seeds as one stacked network), writes `bench/results/<study>.csv` (one line a member)
-and prints a table: means over seeds with 95 % bootstrap intervals, and for every coefficient the paired difference to coefficient 0 of the same seeds.
+Every study trains one population an arm (all coefficients x seeds as one stacked network), appends it to `bench/results/<study>.csv` (one line a member;
+an arm that is there is not run again) and prints a table: means over seeds with 95 % bootstrap intervals, and for every coefficient the paired
+difference to coefficient 0 of the same seeds.
 `--quick` runs a twentieth of the steps with two seeds and writes nothing: it shows that a study runs, not what it finds. Figures are
 reproducible for a seed on one machine; other processors and versions round differently, which reinforcement learning amplifies.
 """
@@ -42,6 +43,7 @@ class Arm(NamedTuple):
     changes: Mapping[str, Any] = {}
 
 
+PACKAGES = {"mujoco": ("mujoco",)}  # whose versions count beside those of torch, numpy and gymnasium
 PAIR = ("0", "linear(0.01, 0)")
 ZOO = "stable-baselines3 zoo: "
 STUDIES: Mapping[str, Mapping[str, Arm]] = {
@@ -57,6 +59,7 @@ STUDIES: Mapping[str, Mapping[str, Arm]] = {
     "minigrid": {"PPO": Arm("ppo-minigrid-doorkey", 5, PAIR, 50, 0.9, ZOO + "0.964 at 100k steps")},
     "mujoco": {
         "Hopper-v4": Arm("ppo-hopper", 8, ("0", "0.01"), 20, None, "CleanRL: 2383 +- 272 at 1M steps"),
+        "HalfCheetah-v4": Arm("ppo-halfcheetah", 8, ("0", "0.01"), 20, None, "CleanRL: 1443 +- 46 at 1M steps"),
     },
     "frozenlake": {"PPO": Arm("ppo-frozenlake", 32, ("0", "linear(1, 0)", "0.1"), 1, 0.9)},
     "a2c": {
@@ -129,15 +132,15 @@ def timed(recipe: str, config: Any, threshold: float) -> list[dict[str, Any]]:
     return rows
 
 
-def run(name: str, quick: bool) -> list[dict[str, Any]]:
-    """All rows of a study."""
+def run(name: str, label: str, quick: bool) -> list[dict[str, Any]]:
+    """The rows of one arm of a study."""
+    arm = STUDIES[name][label]
+    recipe, config = settings(arm, quick)
     rows = []
-    for label, arm in STUDIES[name].items():
-        recipe, config = settings(arm, quick)
-        for row in train(recipe, config):
-            curve = row.pop("curve")
-            row["reached"] = None if arm.threshold is None else first_step(curve, arm.threshold)
-            rows.append({"study": name, "arm": label, "recipe": recipe, "env": config.env, **row})
+    for row in train(recipe, config):
+        curve = row.pop("curve")
+        row["reached"] = None if arm.threshold is None else first_step(curve, arm.threshold)
+        rows.append({"study": name, "arm": label, "recipe": recipe, "env": config.env, **row})
     return rows
 
 
@@ -195,10 +198,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     file = arguments.out / f"{arguments.study}.csv"
-    rows = read(file) if arguments.table else run(arguments.study, arguments.quick)
-    if not (arguments.quick or arguments.table):
-        common.write(file, rows, common.machine("torch", "numpy", "gymnasium"))
-    print(table(arguments.study, rows))
+    found: list[dict[str, Any]] = [] if arguments.quick else read(file)
+    there = {row["arm"] for row in found}
+    for label in () if arguments.table else STUDIES[arguments.study]:
+        if label not in there:
+            rows = run(arguments.study, label, arguments.quick)
+            found += rows
+            if not arguments.quick:
+                common.append(file, rows, common.machine("torch", "numpy", "gymnasium", *PACKAGES.get(arguments.study, ())))
+    print(table(arguments.study, found))
 
 
 if __name__ == "__main__":

@@ -167,6 +167,8 @@ def clip_grad_norm(parameters: FlatParameters, max_norm: float) -> Float[Tensor,
 
 def linear(x: Float[Tensor, "M N I"], weight: Float[Tensor, "M I O"], bias: Float[Tensor, "M O"]) -> Float[Tensor, "M N O"]:
     """Each member's affine map of its own items, `(M, N, I) -> (M, N, O)`."""
+    if weight.shape[2] == 1 and len(x) > 1:  # a batched product with one output is slow: 24 us instead of 145 for [2, 256, 256]
+        return (x * weight.mT).sum(-1, keepdim=True) + bias[:, None]
     return torch.baddbmm(bias[:, None], x, weight)
 
 
@@ -253,8 +255,11 @@ def _back(grad: Tensor, seen: Sequence[Tensor], values: Mapping[str, Tensor], to
             narrow = layer == len(tower) - 1  # the few outputs of a head come first in their product: 5 us instead of 22 on [256, 64] and two outputs
             found[weight] = torch.bmm(grad.mT, read).mT if narrow else torch.bmm(read.mT, grad)
         if layer:
-            grad = torch.bmm(grad, values[weight].mT)
-            grad = grad.addcmul_(grad * read, read, value=-1) if activation == "tanh" else grad.mul_(read > 0)
+            grad = grad * values[weight].mT if grad.shape[2] == 1 else torch.bmm(grad, values[weight].mT)  # 8 us instead of 115 for [2, 256, 256]
+            if activation == "tanh":
+                grad = grad.addcmul_(grad * read, read, value=-1)
+            else:  # as autograd does relu, in place: 20 us of [2, 256, 256], and 150 as a product with `read > 0`
+                torch.ops.aten.threshold_backward.grad_input(grad, read, 0, grad_input=grad)
     return grad
 
 

@@ -34,9 +34,9 @@ def find(name: str) -> tuple[EnvSpec, tuple[str, ...]]:
     500
     >>> find("CartPole")[1]
     ('CartPole stands for CartPole-v1, its latest version',)
-    >>> find("MountinCar-v0")
+    >>> find("Acrobot-v9")
     Traceback (most recent call last):
-    ValueError: env 'MountinCar-v0' is not registered in Gymnasium; close: MountainCar-v0, MountainCarContinuous-v0
+    ValueError: env 'Acrobot-v9' is not registered in Gymnasium; close: Acrobot-v1
     """
     module, _, identifier = name.rpartition(":")
     if module:
