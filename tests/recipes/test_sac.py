@@ -356,6 +356,15 @@ def test_a_complete_run_keeps_no_replay_and_resuming_it_changes_nothing(changes,
     assert_same(final_state(summary.folder), state)
 
 
+def test_a_replay_whose_files_wait_for_checkpoints_asks_for_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("entreg.rl.segments.BEHIND", 0)
+    saved, save = [], Run.checkpoint
+    monkeypatch.setattr(Run, "checkpoint", lambda run, step, *rest, **more: [saved.append(step), save(run, step, *rest, **more)][1])
+    monkeypatch.setattr(Run, "due", lambda run: not saved)
+    trained(tmp_path, steps=200, updates_per_step=0.1, buffer_size=16)
+    assert saved[:5] == [1, 33, 34, 35, 49] and saved[-1] == 200  # one of the clock's, then three when 32 rounds stand behind the oldest
+
+
 def test_a_run_that_was_stopped_keeps_its_replay(tmp_path):
     summary, _ = trained(tmp_path, steps=100_000, run={"max_time": 0.2})
     assert summary.stopped == "max_time" and list((summary.folder / "replay").iterdir())

@@ -288,15 +288,14 @@ class OffPolicy(Study):
         super().load_state_dict(state)
         self.books.read_again(state["seen"])
         self.agent.load_state_dict(state["agent"])
-        if state["replay"] is None:  # the run is complete
-            return
-        self.replay.load_state_dict(state["replay"])
+        if state["replay"] is not None:  # None where the run is complete
+            self.replay.load_state_dict(state["replay"])
         open_episodes = state["collector"]["environments"]
-        if open_episodes is None:
+        if open_episodes is not None:
+            self.observation, self.mask = self.environments.load_state_dict(open_episodes)
+        elif not self.complete:
             self.replay.restarted()
             self.episodes_restarted()
-        else:
-            self.observation, self.mask = self.environments.load_state_dict(open_episodes)
 
 
 def _innermost(controller: Any) -> type:
