@@ -19,9 +19,10 @@ ROWS = {
     "a3c": (*ON_POLICY, "--workers", "2"),
     "dqn": OFF_POLICY,
     "soft_q": OFF_POLICY,
+    "soft_q continuous": (*OFF_POLICY, "--env-kwargs", json.dumps({"continuous": True})),
     "sac_discrete": OFF_POLICY,
     "sac": (*OFF_POLICY, "--env-kwargs", json.dumps({"continuous": True})),
-}  # the words of a recipe with which it makes several checkpoints before broken.AFTER steps of an environment; continuous actions: {"continuous": true}
+}  # what makes a recipe (and a kind of it) write several checkpoints before broken.AFTER steps of an environment
 PER_ENVIRONMENT = broken.AFTER + 30
 
 
@@ -34,7 +35,7 @@ def words(recipe, out):
     given = ROWS[recipe]
     kwargs = () if "--env-kwargs" in given else ("--env-kwargs", json.dumps({}))
     run = ("--steps", str(steps(recipe)), "--no-video", "--eval-episodes", "1", "--checkpoint-every", "0", "--out", str(out), "--quiet")
-    return ["train", recipe, "--env", "tests.rl.broken:Faulty-v0", *given, *kwargs, *run]
+    return ["train", recipe.partition(" ")[0], "--env", "tests.rl.broken:Faulty-v0", *given, *kwargs, *run]
 
 
 def saved_step(folder):

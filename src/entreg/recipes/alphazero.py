@@ -144,7 +144,7 @@ class AlphaZero(ActorCriticStudy):
         """
         if self.evaluation_due:  # a signal cut it short
             self.evaluate()
-        while self.update < self.updates and self.stopped is None:
+        while self.update < self.updates and self.going:
             finished = [game for _ in range(self.config.rollout) for game in self.self_play.move()]
             for game in finished:
                 self.window.add(game.game // self.config.environments, game.positions)

@@ -52,8 +52,13 @@ MAIN = (
     Metric("eval/accuracy", "Evaluation accuracy", "accuracy"),
     Metric("entropy", "Entropy", "entropy (nats)", "Shannon entropy of the predicted distribution, mean over inputs."),
     Metric("entropy/family", "Regularised entropy", "entropy of the family", "What the bonus raises and the controller sees."),
-    Metric("entropy/perplexity", "Perplexity", "effective choices", "exp(entropy): as uncertain as among that many equally likely choices."),
-    Metric("coef", "Coefficient", "coef", "The weight of the entropy bonus in the loss."),
+    Metric(
+        "entropy/perplexity",
+        "Perplexity",
+        "exp(entropy)",
+        "As uncertain as among that many equally likely choices; of continuous actions, as a uniform choice in a region of that size.",
+    ),
+    Metric("coef", "Coefficient", "coef", "The weight of the entropy bonus; where action values are learned, the temperature."),
     Metric("kl", "KL to the previous policy", "KL (nats)", "How far an update moved the policy."),
     Metric(
         "grad_share", "Bonus's share of the gradient", "share", "Norm of the bonus's gradient over the sum of its norm and the task's, at the policy's outputs."
@@ -65,6 +70,14 @@ MORE = {
     "clip_fraction": ("Clipped share of samples", "share"),
     "explained_variance": ("Explained variance of the value", "share"),
     "learning_rate": ("Learning rate", "learning rate"),
+    "entropy/infeasible": ("States that cannot reach the target entropy", "share of a batch"),
+    "q": ("Action value", "expected return"),
+    "epsilon": ("Random actions (epsilon)", "probability"),
+    "sigma": ("Learned noise of the weights", "mean sigma"),
+    "intrinsic/reward": ("Intrinsic reward before scaling", "reward a step"),
+    "intrinsic/share": ("Intrinsic share of the reward", "share"),
+    "intrinsic_coef": ("Weight of the intrinsic reward", "coef"),
+    "clip": ("Clip range", "clip"),
     "loss/policy": ("Policy loss", "loss"),
     "loss/value": ("Value loss", "loss"),
     "feature_gap": ("Feature gap, L1", "discounted counts"),
@@ -123,7 +136,7 @@ def metric_of(name: str) -> Metric:
 
 def visible(data: Data) -> list[str]:
     """The metrics that stand for themselves."""
-    hidden = HIDDEN | ({"entropy/family"} if _shannon_only(data) else set())
+    hidden = HIDDEN | ({"entropy/family"} if _shannon_only(data) else set()) | ({"coef"} if _no_bonus(data) else set())
     return [name for name in data.series if name not in hidden]
 
 
@@ -135,6 +148,11 @@ def measured_once(data: Data, name: str) -> bool:
 def _shannon_only(data: Data) -> bool:
     """Whether the regularised entropy is the entropy itself, up to the moment it is taken at."""
     return "entropy" in data.series and all(group.settings.get("family", "shannon") == "shannon" for group in data.groups)
+
+
+def _no_bonus(data: Data) -> bool:
+    """Whether every coefficient is 0 throughout."""
+    return not any(values.any() for _, values in data.series.get("coef", {}).values())
 
 
 def _target_stands_with(data: Data) -> str:
