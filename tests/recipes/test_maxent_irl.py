@@ -194,9 +194,12 @@ def test_policies_load_play_and_stand_in_the_report(tmp_path, capsys):
     assert cli.main(["play", str(folder), "--episodes", "1", "--save", str(tmp_path / "x.gif")]) == 0
     assert "episode 1: return 1 in 6 steps" in capsys.readouterr().out
     maps = json.loads((folder / "heatmaps.json").read_bytes())
-    assert len(maps) == 5 and np.array(maps[0]["values"]).shape == (4, 4)
+    assert len(maps) == 6 and np.array(maps[0]["values"]).shape == (4, 4)
+    chosen = np.array(maps[-1]["values"])
+    assert maps[-1]["title"] == "Entropy of the policy, seed 0" and chosen[3, 3] == chosen[1, 1] == 0 < chosen[0, 0]  # none where an episode has ended
     html = (folder / "report.html").read_text()
     assert "Learnt reward, seed 0" in html and "heatmap" in html
+    assert "gradient steps" in html and "environment steps" not in html and "one seed" in html and "no settings known" not in html
 
 
 def test_a_gridworld_is_played_as_walks_and_a_map(tmp_path, capsys):
