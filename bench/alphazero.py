@@ -3,8 +3,9 @@
     python -m bench.alphazero speed | tic_tac_toe | connect_four | frozen_lake [--quick | --table] [--out FOLDER]
 
 `speed`: cloning and stepping open_spiel's states, and simulations a CPU second of one game and of many. The others train one population (the seeds as
-one stacked network) a search, all with the same settings, and write `bench/results/alphazero-<study>.csv`, one line a member, after each search; searches that
-stand there are not trained again. `--quick` runs a tenth of the moves with two seeds and writes nothing. Tables: means over seeds with 95 % bootstrap intervals. Intervals that overlap rank nothing.
+one stacked network) a search, all with the same settings, and write `bench/results/alphazero-<study>.csv`, one line a member, after each search; what
+stands there is not trained again. `--quick` runs a tenth of the moves with two seeds and writes nothing. Tables: means over seeds with 95 % bootstrap
+intervals. Intervals that overlap rank nothing.
 """
 
 import argparse

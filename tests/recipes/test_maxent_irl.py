@@ -260,6 +260,7 @@ def test_before_it_is_complete_a_run_has_no_policy_and_says_so(tmp_path, monkeyp
         ({"features": "states.txt"}, "features is 'states.txt'"),
         ({"env": "CartPole-v1"}, "CartPole-v1 has no table of transitions"),
         ({"env": "FrozenLak-v1"}, "close: FrozenLake-v1"),
+        ({"env": "gridwrld"}, "gridwrld.*gridworld is a world of our own"),
         ({"env_kwargs": {"sizes": 3}}, "env_kwargs is"),
         ({"env_kwargs": {"size": 2, "regions": 9}}, "regions is 9"),
         ({"learning_rate": "fast"}, "learning_rate must be"),

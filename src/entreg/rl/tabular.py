@@ -42,7 +42,11 @@ def make(name: str, kwargs: Mapping[str, Any], seed: int) -> World:
     Raises: `ValueError` for names and arguments that make no world; `ImportError` as `naming.build` does.
     """
     if name != GRIDWORLD:
-        env, _ = naming.build(naming.find(name)[0], kwargs)
+        try:
+            spec, _ = naming.find(name)
+        except ValueError as error:
+            raise ValueError(f"{error}; {GRIDWORLD} is a world of our own") from error
+        env, _ = naming.build(spec, kwargs)
         try:
             return _toy(env)
         finally:
