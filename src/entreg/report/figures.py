@@ -83,8 +83,15 @@ MORE = {
     "feature_gap": ("Feature gap, L1", "discounted counts"),
     "log_likelihood": ("Log-likelihood of the demonstrations", "nats an action"),
     "eval/value_difference": ("Value difference to the optimal policy", "share of the uniform policy's"),
+    "objective": ("Objective", "reward"),
+    "search/entropy": ("Entropy of the search's policy", "nats"),
+    "eval/won": ("Evaluation games won", "share"),
+    "eval/drawn": ("Evaluation games drawn", "share"),
+    "eval/lost": ("Evaluation games lost", "share"),
+    "eval/random": ("Against a random player", "mean result"),
     "steps_per_second": ("Speed, all members together", "steps / s"),
 }
+STEPS = {"alphazero": "moves of a member", "maxent_irl": "gradient steps"}  # of recipes that do not count steps of environments
 
 
 class Style(NamedTuple):
@@ -171,7 +178,7 @@ def figure(data: Data, metric: Metric) -> Figure:
         rows = whole.of(group)
         if rows.members:
             traces += _traces(rows, str(index), group.name or "mean", style, faint=max(2, FAINT_POINTS // len(whole.members)))
-    layout = _layout(metric, whole, "environment steps of a member" if "return" in data.series or "eval/return" in data.series else "steps")
+    layout = _layout(metric, whole, _steps(data))
     if metric.name == _target_stands_with(data):
         traces += _targets(data)
     if metric.name == "entropy":
@@ -179,6 +186,12 @@ def figure(data: Data, metric: Metric) -> Figure:
     if metric.name == "eval/return":
         _draw_spread(data, traces)
     return Figure(metric, _caption(data, metric), {"data": traces, "layout": layout})
+
+
+def _steps(data: Data) -> str:
+    """What a step is."""
+    known = STEPS.get(str(data.config.get("recipe")))
+    return known or ("environment steps of a member" if "return" in data.series or "eval/return" in data.series else "steps")
 
 
 def _caption(data: Data, metric: Metric) -> str:
