@@ -1,195 +1,292 @@
-"""Sums of every row of logits, and the gradient of any function of them, as two Triton kernels.
+"""The backend for GPUs: sums and gradient as two Triton kernels, each one pass over the logits.
 
-Shapes: N rows (tokens), V classes. One program owns one row, so that nothing is added atomically and every run gives the same bits; rows begin at int64 offsets.
-A row is read once forward and once backward, in blocks of `BLOCK` classes; the backward may write over what it reads.
+Shapes: `N` rows (tokens), `V` classes. One program owns one row and walks through it in blocks of columns, so that nothing is added atomically and every run
+gives the same bits; rows begin at int64 offsets. Arithmetic is float32. A row's blocks are joined as `rows.merge` joins parts, with the row's numbers as
+scalars. Both kernels are custom operators, which `torch.compile(fullgraph=True)` takes as they are.
 """
 
 import math
+import os
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-FLOOR = tl.constexpr(-1e4)  # y of a class of probability 0: turns 0 * -inf into 0
-SHANNON, NEAR, FAR, LARGEST, COUNT = (tl.constexpr(kind) for kind in range(5))  # how sum p^a is taken
+from entreg.kernels.rows import FLOOR, Operands, Parts, Slopes, Spec, near_one
+
+SHANNON, NEAR, FAR, LARGEST, COUNT, NONE = range(6)  # how the order's sum is taken
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+BLOCK = 8192  # columns at a time, 16 warps of 16 numbers a thread
 
 
 @triton.jit
-def _expm1(x):
-    """exp(x) - 1; |x| <= 1 by its series, whose first term left out is 3e-8."""
-    series = 1.0 + x / 11.0
+def _expm1(x):  # type: ignore[no-untyped-def]
+    """exp(x) - 1; for |x| <= 1 by its series, whose first term left out is 3e-8."""
+    small = tl.minimum(tl.maximum(x, -1.0), 1.0)
+    series = 1.0 + small / 11.0
     for k in tl.static_range(10, 1, -1):
-        series = 1.0 + x * series / k
-    return tl.where(tl.abs(x) <= 1, x * series, tl.exp(x) - 1)
+        series = 1.0 + small * series / k
+    return tl.where(tl.abs(x) <= 1, small * series, tl.exp(x) - 1)
 
 
 @triton.jit
-def _tanh(x):
-    small = _expm1(-2 * tl.abs(x))  # in (-1, 0]
-    return tl.where(x < 0, small, -small) / (small + 2)
+def _tanh(x):  # type: ignore[no-untyped-def]
+    low = _expm1(-2 * tl.abs(x))  # in (-1, 0]
+    return tl.where(x < 0, low, -low) / (low + 2)
 
 
 @triton.jit
-def _block(logits, support, columns, V, scale, softcap, CAPPED: tl.constexpr, MASKED: tl.constexpr):
-    """`z` of a block (-inf where a class does not exist) and the derivative of z by the logit."""
+def _read(logits, support, columns, V, softcap, CAPPED: tl.constexpr, MASKED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Logits of a block before and after the soft-cap, -inf where a class does not exist."""
     there = columns < V
     if MASKED:
         there = there & (tl.load(support + columns, mask=there, other=0) != 0)
-    x = tl.load(logits + columns, mask=there, other=0.0).to(tl.float32)
-    slope = tl.full(x.shape, 1.0, tl.float32) * scale
+    x = tl.load(logits + columns, mask=there, other=-float("inf")).to(tl.float32)
     if CAPPED:
-        bent = _tanh(x / softcap)
-        x = softcap * bent
-        slope = slope * (1 - bent * bent)
-    return tl.where(there, x * scale, -float("inf")), slope, there
+        return x, tl.where(x == -float("inf"), x, softcap * _tanh(x / softcap))
+    return x, x
 
 
 @triton.jit
-def _sums(
-    logits, row_stride, support, support_stride, target, temperature, out, out_stride, V, softcap, order,
-    ORDER: tl.constexpr, CAPPED: tl.constexpr, MASKED: tl.constexpr, TARGETS: tl.constexpr, SQUARES: tl.constexpr, BLOCK: tl.constexpr,
+def _inside(x, columns, value, last):  # type: ignore[no-untyped-def]
+    return (x > value) | ((x == value) & (columns <= last))
+
+
+@triton.jit
+def _sums_kernel(  # type: ignore[no-untyped-def]
+    logits, row_stride, scales, support, support_stride, values, lasts, out, out_stride, V, softcap, order,
+    ORDER: tl.constexpr, MEAN: tl.constexpr, SQUARE: tl.constexpr, COLLISION: tl.constexpr, CAPPED: tl.constexpr, MASKED: tl.constexpr, CUT: tl.constexpr,
+    FLOOR: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    scale = 1 / tl.load(temperature + row)
     logits += row * row_stride
     support += row * support_stride
+    scale = tl.load(scales + row)
+    value = tl.load(values + row) if CUT else 0.0
+    last = tl.load(lasts + row) if CUT else 0
     e = order - 1
-    m = tl.full((), -1e30, tl.float32)
-    low = tl.full((), 0.0, tl.float32)  # sum of w below the maximum
-    ties = tl.full((), 0.0, tl.float32)
-    t = tl.full((), 0.0, tl.float32)
-    u = tl.full((), 0.0, tl.float32)
-    power = tl.full((), 0.0, tl.float32)  # sum of w expm1(e y) (NEAR), of w^a (FAR), of 1 (COUNT)
-    squares = tl.full((), 0.0, tl.float32)
+    zero = tl.full((), 0.0, tl.float32)
+    m, rest, ties, t, u, q = zero - 3e38, zero, zero, zero, zero, zero
+    kept_rest, kept_ties, kept = zero, zero, zero
     for start in range(0, V, BLOCK):
         columns = start + tl.arange(0, BLOCK)
-        z, _, _ = _block(logits, support, columns, V, scale, softcap, CAPPED, MASKED)
-        largest = tl.maximum(m, tl.max(z, 0))
-        y = z - largest
-        live = z > -float("inf")
-        y = tl.where(live, y, FLOOR)
+        x, z = _read(logits, support, columns, V, softcap, CAPPED, MASKED)
+        top = tl.maximum(m, tl.max(z, 0))
+        y = (z - top) * scale
         w = tl.exp(y)
-        top = tl.where(y == 0, 1.0, 0.0)
-        d = tl.maximum(m - largest, FLOOR)  # nothing before the first block, and d * d must be finite
+        level = y == 0
+        low = tl.where(level, 0.0, w)
+        finite = tl.maximum(y, FLOOR)
+        d = tl.maximum((m - top) * scale, -80.0)  # exp(.) is 0 then, and products with it stay finite
         shrink = tl.exp(d)
-        s = low + ties
-        moved = tl.where(d < 0, ties, 0.0)  # what was largest is now among the others
-        if ORDER == NEAR:
-            grown = tl.where(tl.abs(e * d) <= 1, shrink * _expm1(e * d), tl.exp(order * d) - shrink)
-            power = tl.exp(order * d) * power + s * grown
-            power += tl.sum(tl.where(tl.abs(e * y) <= 1, w * _expm1(e * y), tl.exp(order * y) - w), 0)
-        if ORDER == FAR:
-            power = tl.exp(order * d) * power + tl.sum(tl.where(live, tl.exp(order * y), 0.0), 0)
-        if ORDER == COUNT:
-            power += tl.sum(tl.where(live, 1.0, 0.0), 0)
-        if SQUARES:
-            squares = shrink * shrink * squares + tl.sum(w * w, 0)
-        u = shrink * (u + 2 * d * t + d * d * s) + tl.sum(w * y * y, 0)
-        t = shrink * (t + d * s) + tl.sum(w * y, 0)
-        low = shrink * (low + moved) + tl.sum(tl.where(y < 0, w, 0.0), 0)
-        ties = ties - moved + tl.sum(top, 0)
-        m = largest
+        moved = d < 0
+        s = rest + ties
+        if MEAN:
+            if SQUARE:
+                u = shrink * (u + d * (2 * t + d * s)) + tl.sum(w * finite * finite, 0)
+            t = shrink * (t + d * s) + tl.sum(w * finite, 0)
+        if COLLISION:
+            q = shrink * shrink * q + tl.sum(w * w, 0)
+        rest = shrink * tl.where(moved, s, rest) + tl.sum(low, 0)
+        ties = tl.where(moved, 0.0, ties) + tl.sum(tl.where(level, 1.0, 0.0), 0)
+        if CUT:
+            inside = _inside(x, columns, value, last)
+            s = kept_rest + kept_ties
+            kept_rest = shrink * tl.where(moved, s, kept_rest) + tl.sum(tl.where(inside, low, 0.0), 0)
+            kept_ties = tl.where(moved, 0.0, kept_ties) + tl.sum(tl.where(inside & level, 1.0, 0.0), 0)
+        if ORDER < 5:
+            if ORDER == 0:
+                kept = shrink * (kept + d * s)
+                term = w * finite
+            if ORDER == 1:
+                kept = tl.exp(order * d) * kept + s * shrink * _expm1(e * d)
+                term = w * _expm1(e * tl.maximum(y, -100.0))
+            if ORDER == 2:
+                kept = tl.exp(order * d) * kept
+                term = tl.exp(order * y)
+            if ORDER == 4:
+                term = tl.where(z > -float("inf"), 1.0, 0.0)
+            if ORDER != 3:
+                kept += tl.sum(tl.where(inside, term, 0.0) if CUT else term, 0)
+        m = top
     out += row
     tl.store(out, m)
-    tl.store(out + out_stride, low + (ties - 1))
-    tl.store(out + 2 * out_stride, t)
-    tl.store(out + 3 * out_stride, u)
-    tl.store(out + 4 * out_stride, power)
-    tl.store(out + 5 * out_stride, squares)
-    tl.store(out + 6 * out_stride, ties)
-    if TARGETS:
-        index = tl.load(target + row)
-        z, _, _ = _block(logits, support, index + tl.arange(0, 1), V, scale, softcap, CAPPED, MASKED)
-        tl.store(out + 7 * out_stride + tl.arange(0, 1), z)
+    tl.store(out + out_stride, rest)
+    tl.store(out + 2 * out_stride, ties)
+    tl.store(out + 3 * out_stride, t)
+    tl.store(out + 4 * out_stride, u)
+    tl.store(out + 5 * out_stride, q)
+    tl.store(out + 6 * out_stride, kept_rest)
+    tl.store(out + 7 * out_stride, kept_ties)
+    tl.store(out + 8 * out_stride, kept)
 
 
 @triton.jit
-def _gradient(
-    logits, row_stride, support, support_stride, target, temperature, row_values, values_stride, grad, grad_stride, V, softcap, order,
-    ORDER: tl.constexpr, CAPPED: tl.constexpr, MASKED: tl.constexpr, TARGETS: tl.constexpr, SQUARES: tl.constexpr, BLOCK: tl.constexpr,
+def _gradient_kernel(  # type: ignore[no-untyped-def]
+    logits, row_stride, scales, support, support_stride, values, lasts, slopes, slopes_stride, out, to_stride, V, softcap, order,
+    ORDER: tl.constexpr, B: tl.constexpr, C: tl.constexpr, D: tl.constexpr, CAPPED: tl.constexpr, MASKED: tl.constexpr, CUT: tl.constexpr,
+    FLOOR: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """`grad = slope (p (c0 + c1 l + c2 l^2 + c3 p) + family + [target] c_target)`, l = log p; see `_Weights`."""
     row = tl.program_id(0).to(tl.int64)
-    scale = 1 / tl.load(temperature + row)
     logits += row * row_stride
     support += row * support_stride
-    grad += row * grad_stride
-    row_values += row
-    m = tl.load(row_values)
-    log_s = tl.load(row_values + values_stride)
-    c0 = tl.load(row_values + 2 * values_stride)
-    c1 = tl.load(row_values + 3 * values_stride)
-    c2 = tl.load(row_values + 4 * values_stride)
-    c3 = tl.load(row_values + 5 * values_stride)
-    c_family = tl.load(row_values + 6 * values_stride)
-    family = tl.load(row_values + 7 * values_stride)  # R_a (NEAR), log sum p^a (FAR), number of maxima (LARGEST)
-    c_target = tl.load(row_values + 8 * values_stride)
-    e = order - 1
-    index = tl.load(target + row) if TARGETS else -1
+    out += row * to_stride
+    slopes += row
+    scale = tl.load(scales + row)
+    value = tl.load(values + row) if CUT else 0.0
+    last = tl.load(lasts + row) if CUT else 0
+    m = tl.load(slopes)
+    log_s = tl.load(slopes + slopes_stride)
+    a = tl.load(slopes + 2 * slopes_stride)
+    b = tl.load(slopes + 3 * slopes_stride)
+    c = tl.load(slopes + 4 * slopes_stride)
+    d = tl.load(slopes + 5 * slopes_stride)
+    e = tl.load(slopes + 6 * slopes_stride)
+    f = tl.load(slopes + 7 * slopes_stride)
+    g = tl.load(slopes + 8 * slopes_stride)
     for start in range(0, V, BLOCK):
         columns = start + tl.arange(0, BLOCK)
-        z, slope, there = _block(logits, support, columns, V, scale, softcap, CAPPED, MASKED)
-        y = z - m
-        live = z > -float("inf")
-        y = tl.where(live, y, FLOOR)
-        l = y - log_s  # noqa: E741  log p
+        x, z = _read(logits, support, columns, V, softcap, CAPPED, MASKED)
+        y = (z - m) * scale
+        l = y - log_s  # log p
         p = tl.exp(l)
-        value = c0 + c1 * l + c2 * l * l
-        if SQUARES:
-            value += c3 * p
-        value = p * value
-        if ORDER == NEAR:
-            x = e * (l + family)
-            near = p * _expm1(x)
-            value += c_family * tl.where(tl.abs(x) <= 1, near, tl.exp(order * l + e * family) - p)
-        if ORDER == FAR:
-            value += c_family * (tl.exp(order * l - family) - p)
-        if ORDER == LARGEST:
-            value += c_family * (tl.where(y == 0, 1 / family, 0.0) - p)
-        if TARGETS:
-            value += tl.where(columns == index, c_target, 0.0)
-        value = tl.where(live, value * slope, 0.0)
-        tl.store(grad + columns, value.to(grad.dtype.element_ty), mask=columns < V)
+        finite = tl.maximum(l, FLOOR)
+        result = a + tl.zeros_like(p)
+        if B:
+            result += b * finite
+        if C:
+            result += c * finite * finite
+        if D:
+            result += d * p
+        result = result * p
+        if ORDER < 4:
+            if ORDER == 0:
+                term = p * (e + f * finite)
+            if ORDER == 1:
+                term = p * _expm1((order - 1) * (tl.maximum(l, -100.0) + e)) * f
+            if ORDER == 2:
+                term = p * e - tl.exp(order * l + g) * f
+            if ORDER == 3:
+                term = p * e - tl.where(y == 0, f, 0.0)
+            result += tl.where(_inside(x, columns, value, last), term, 0.0) if CUT else term
+        result = result * scale
+        if CAPPED:
+            bent = z / softcap
+            result = result * (1 - bent * bent)
+        result = tl.where(x == -float("inf"), 0.0, result)
+        tl.store(out + columns, result.to(out.dtype.element_ty), mask=columns < V)
 
 
-def order_kind(order: float) -> int:
-    """How the kernels take the sum of p^order."""
-    if order == 1:
-        return SHANNON.value
-    if order == 0:
-        return COUNT.value
-    if math.isinf(order):
-        return LARGEST.value
-    return NEAR.value if 0.5 < order < 1.6 else FAR.value
-
-
-def sums(logits: Tensor, target: Tensor | None, support: Tensor | None, temperature: Tensor, softcap: float | None, order: float, squares: bool) -> Tensor:
-    """Row sums `[8, N]` of logits `[N, V]`: m, s without one maximum, t, u, power, sum w^2, number of maxima, z of the target (0 without)."""
-    out = torch.zeros(8, len(logits), device=logits.device)
-    if len(logits):
-        mask, mask_stride = (logits, 0) if support is None else (support.view(torch.uint8), support.stride(0))
-        _sums[(len(logits),)](
-            logits, logits.stride(0), mask, mask_stride, temperature if target is None else target, temperature, out, out.stride(0), logits.shape[1],
-            1.0 if softcap is None else softcap, order if math.isfinite(order) else 0.0, **_constants(logits, target, support, softcap, order, squares),
-        )  # fmt: skip
+@torch.library.custom_op("entreg::token_sums", mutates_args=())
+def _token_sums(
+    logits: Tensor, scale: Tensor, support: Tensor | None, value: Tensor | None, last: Tensor | None, softcap: float, order: float, flags: list[int]
+) -> Tensor:
+    """Nine sums a row, `[9, N]` float32, in the order of `Parts`."""
+    out = torch.empty(9, len(logits), device=logits.device)
+    kind, mean, square, collision = flags
+    _launch(
+        _sums_kernel, logits, scale, support, value, last, (out, out.stride(0)), softcap, order,
+        ORDER=kind, MEAN=bool(mean), SQUARE=bool(square), COLLISION=bool(collision),
+    )  # fmt: skip
     return out
 
 
-def gradient(
-    logits: Tensor, target: Tensor | None, support: Tensor | None, temperature: Tensor, softcap: float | None, order: float, values: Tensor, grad: Tensor
-) -> Tensor:
-    """Write the gradient `[N, V]` into `grad`, which may be the logits themselves; `values [9, N]` are what every row needs."""
-    if len(logits):
-        mask, mask_stride = (logits, 0) if support is None else (support.view(torch.uint8), support.stride(0))
-        _gradient[(len(logits),)](
-            logits, logits.stride(0), mask, mask_stride, temperature if target is None else target, temperature, values, values.stride(0), grad, grad.stride(0),
-            logits.shape[1], 1.0 if softcap is None else softcap, order if math.isfinite(order) else 0.0, **_constants(logits, target, support, softcap, order, True),
-        )  # fmt: skip
-    return grad
+@_token_sums.register_fake
+def _(logits: Tensor, scale: Tensor, *_: Any) -> Tensor:
+    return torch.empty(9, len(logits), device=logits.device)
 
 
-def _constants(logits: Tensor, target: Tensor | None, support: Tensor | None, softcap: float | None, order: float, squares: bool) -> dict[str, int]:
-    block = min(8192, triton.next_power_of_2(logits.shape[1]))
-    flags = {"CAPPED": softcap is not None, "MASKED": support is not None, "TARGETS": target is not None, "SQUARES": squares}
-    return {"ORDER": order_kind(order), "BLOCK": block, "num_warps": max(1, min(16, block // 512)), **flags}
+@torch.library.custom_op("entreg::token_gradient", mutates_args=("out",))
+def _token_gradient(
+    logits: Tensor, scale: Tensor, support: Tensor | None, value: Tensor | None, last: Tensor | None,
+    slopes: Tensor, out: Tensor, softcap: float, order: float, flags: list[int],
+) -> None:  # fmt: skip
+    """Write the gradient `[N, V]` to `out`; `slopes [9, N]` are in the order of `Slopes`."""
+    kind, b, c, d = flags
+    _launch(
+        _gradient_kernel, logits, scale, support, value, last, (slopes, slopes.stride(0), out, out.stride(0)), softcap, order,
+        ORDER=kind, B=bool(b), C=bool(c), D=bool(d),
+    )  # fmt: skip
+
+
+@_token_gradient.register_fake
+def _(*_: Any) -> None:
+    return None
+
+
+def _launch(
+    kernel: Any, logits: Tensor, scale: Tensor, support: Tensor | None, value: Tensor | None, last: Tensor | None,
+    results: tuple[Any, ...], softcap: float, order: float, **flags: Any,
+) -> None:  # fmt: skip
+    n, classes = logits.shape
+    if n == 0:
+        return
+    block = min(BLOCK, triton.next_power_of_2(classes))
+    there, step = (scale, 0) if support is None else (support.view(torch.uint8), 0 if support.shape[0] == 1 else support.stride(0))
+    kernel[(n,)](
+        logits, logits.stride(0), scale, there, step, scale if value is None else value, scale if last is None else last, *results, classes, softcap, order,
+        **flags, CAPPED=softcap > 0, MASKED=support is not None, CUT=value is not None, FLOOR=FLOOR, BLOCK=block, num_warps=max(1, min(16, block // 512)),
+    )  # fmt: skip
+
+
+def _kind(order: float | None) -> int:
+    if order is None:
+        return NONE
+    if order == 1:
+        return SHANNON
+    if order == 0:
+        return COUNT
+    if math.isinf(order):
+        return LARGEST
+    return NEAR if near_one(order) else FAR
+
+
+def _inputs(operands: Operands, spec: Spec) -> tuple[Any, ...]:
+    """Logits with classes side by side, float32 scales, the support by bytes, the cut; soft-cap and order as floats."""
+    logits, scale, support, cut = operands
+    logits = logits if logits.stride(-1) == 1 or logits.shape[1] == 1 else logits.contiguous()
+    support = support if support is None or support.stride(-1) == 1 else support.contiguous()
+    value, last = (None, None) if cut is None else (cut.value.float().contiguous(), cut.last.contiguous())
+    return logits, scale.float().contiguous(), support, value, last
+
+
+def _scalars(spec: Spec) -> tuple[float, float]:
+    order = spec.order
+    return (0.0 if spec.softcap is None else spec.softcap), (0.0 if order is None or math.isinf(order) else order)
+
+
+def why_not(logits: Tensor) -> str | None:
+    """Why these logits cannot be given to the kernels, None where they can."""
+    if logits.dtype == torch.float64:
+        return "float64 logits: the kernels compute in float32"
+    return None if logits.device.type == "cuda" or INTERPRETED else f"no Triton on {logits.device.type}"
+
+
+def sums(operands: Operands, spec: Spec) -> Parts:
+    """Sums of each row, [N, 1]: see the package."""
+    mean = spec.shannon or spec.varentropy
+    flags = [_kind(spec.order), int(mean), int(spec.varentropy), int(spec.collision)]
+    softcap, order = _scalars(spec)
+    m, rest, ties, t, u, q, kept_rest, kept_ties, kept = _token_sums(*_inputs(operands, spec), softcap, order, flags).double().unsqueeze(-1)
+    cut, ordered = operands.cut is not None, spec.order is not None and not math.isinf(spec.order)
+    return Parts(
+        m, rest, ties, t if mean else None, u if spec.varentropy else None, q if spec.collision else None,
+        kept_rest if cut else None, kept_ties if cut else None, kept if ordered else None,
+    )  # fmt: skip
+
+
+def gradient(operands: Operands, spec: Spec, slopes: Slopes, out: Tensor) -> None:
+    """Writes the derivative with respect to the logits to `out` [N, V], which may be the logits: see the package."""
+    nothing = torch.zeros_like(slopes.A)
+    rows = torch.stack([(nothing if row is None else row).flatten().float() for row in slopes])
+    kind = _kind(spec.order) if slopes.E is not None else NONE
+    flags = [kind, *(int(row is not None) for row in (slopes.B, slopes.C, slopes.D))]
+    inputs, where = _inputs(operands, spec), out if out.stride(-1) == 1 or out.shape[1] == 1 else torch.empty(out.shape, dtype=out.dtype, device=out.device)
+    if where is operands.logits:  # a custom operator may not write over what it reads
+        _token_gradient._init_fn(*inputs, rows, where, *_scalars(spec), flags)
+    else:
+        _token_gradient(*inputs, rows, where, *_scalars(spec), flags)
+    if where is not out:
+        out.copy_(where)
