@@ -294,7 +294,7 @@ def test_what_auto_chooses_and_says():
         return token_backend(torch.empty(shape, device="meta") if math.prod(shape) > 1e6 else torch.empty(shape), **options)
 
     assert chosen(10_000, 64).name == "reference" and chosen(10, 100).why.startswith("1000 logits")
-    assert chosen(2, 2, inplace=True).why.startswith("inplace: only blocks has it; eager")
+    assert chosen(2, 2, inplace=True).why.startswith("inplace: not in plain torch; eager")
     assert chosen(100, 5000) == ("blocks", f"eager (below {blocks.COMPILED} logits, or one row, compiling does not pay)")
     large = torch.empty(1).expand(64, 151_936)
     assert token_backend(large).name == "blocks" and ("compiled" in token_backend(large).why) == (blocks.compiler() is not None)
@@ -315,7 +315,7 @@ def test_arguments_are_checked():
         ({"top_p": 0}, "top_p: got 0"),
         ({"clamp": 1}, "clamp: got 1"),
         ({"clamp": 0.5, "top_p": 0.5}, "legal is one of them"),
-        ({"backend": "cuda"}, "backend: got 'cuda', legal are auto, reference and blocks"),
+        ({"backend": "cuda"}, "backend: got 'cuda', legal are auto, reference, blocks, triton"),
         ({"group": object(), "top_p": 0.5}, "with a truncation"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -5,11 +5,14 @@ each field that is asked for has its exact gradient, one that is not costs nothi
 value 0 and gradient 0. A token whose target is `ignore_index` has value 0 and gradient 0 in every field, whatever its logits are. Where no class is left:
 ValueError on the plain path, NaN on the others. Soft-cap first, then mask, then temperature: `z = softcap tanh(x / softcap) / temperature`.
 
-Backends: `reference` is plain torch, differentiable twice, on any device; `blocks` streams over the logits and keeps none of [*, V] but one gradient.
+Backends: `reference` is plain torch, differentiable twice, on any device; `blocks` streams over the logits and keeps none of [*, V] but one gradient; `triton`
+does the same in two kernels for NVIDIA and AMD GPUs (`pip install "entreg[kernels]"`) and works under `torch.compile(fullgraph=True)`.
 """
 
+import importlib.util
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from types import ModuleType
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,12 +22,12 @@ from entreg.functional import _tokens
 from entreg.functional._tokens import Options, Request, TokenStats
 from entreg.functional.families import SHANNON, Family
 from entreg.kernels import blocks, head
-from entreg.kernels.autograd import TokenRows
+from entreg.kernels.autograd import token_rows
 from entreg.kernels.parallel import Group
 from entreg.kernels.rows import Rows
 
 __all__ = ["Backend", "TokenStats", "linear_token_loss", "linear_token_stats", "token_backend", "token_stats"]
-BackendName = Literal["auto", "reference", "blocks"]
+BackendName = Literal["auto", "reference", "blocks", "triton"]
 LossFn = Callable[[TokenStats, slice], Tensor]
 SMALL_VOCABULARY = 64  # classes up to which the plain path is the fastest
 SMALL = 1 << 17  # logits up to which calls cost more than what they compute
@@ -47,16 +50,38 @@ def token_backend(logits: Float[Tensor, "*batch V"], *, inplace: bool = False, g
     """
     n, classes = logits.numel(), logits.shape[-1]
     if inplace or group is not None:
-        return Backend("blocks", f"{'inplace' if inplace else 'group'}: only blocks has it; {_manner(logits)}")
+        return _streaming(logits, f"{'inplace' if inplace else 'group'}: not in plain torch; ")
     if torch.compiler.is_compiling():
         return Backend("reference", "under torch.compile, which fuses plain torch itself")
     if classes <= SMALL_VOCABULARY:
         return Backend("reference", f"{classes} classes: the plain path is the fastest up to {SMALL_VOCABULARY}")
     if n <= SMALL:
         return Backend("reference", f"{n} logits: calls cost more than arithmetic up to {SMALL}")
-    if logits.device.type != "cpu" and blocks.why_eager(logits.device.type) is not None and 8 * 4 * n < _free(logits.device):
+    kernels = _streaming(logits, "")
+    if kernels.name == "blocks" and logits.device.type != "cpu" and blocks.why_eager(logits.device.type) is not None and 8 * 4 * n < _free(logits.device):
         return Backend("reference", f"{blocks.why_eager(logits.device.type)}, and eight float32 copies of the logits fit the free memory")
-    return Backend("blocks", _manner(logits))
+    return kernels
+
+
+def _streaming(logits: Tensor, reason: str) -> Backend:
+    """The kernels for these logits: triton's on a GPU where it is installed."""
+    if logits.device.type == "cuda" and logits.dtype != torch.float64 and importlib.util.find_spec("triton") is not None:
+        return Backend("triton", f"{reason}one kernel a pass on {logits.device}")
+    return Backend("blocks", reason + _manner(logits))
+
+
+def _kernels(logits: Tensor, backend: str | None = None) -> ModuleType:
+    """The module of a backend, of the best one where none is named; an ImportError names what to install, a ValueError what it cannot do."""
+    if (backend or _streaming(logits, "").name) == "blocks":
+        return blocks
+    try:
+        from entreg.kernels import triton
+    except ImportError as error:
+        raise ImportError('backend triton needs triton, which is not installed: pip install "entreg[kernels]"') from error
+    why = triton.why_not(logits)
+    if why is not None:
+        raise ValueError(f"backend: got 'triton' for {why}; legal is blocks or auto")
+    return triton
 
 
 def _manner(logits: Tensor) -> str:
@@ -104,7 +129,8 @@ def token_stats(
     """
     options = Options(fields, family, temperature, softcap, support, top_p, clamp, ignore_index, group, inplace)
     ask = _tokens.request(logits.shape, logits.dtype, logits.device, targets, options)
-    if _chosen(logits, backend, group, inplace) == "reference":
+    chosen = _chosen(logits, backend, group, inplace)
+    if chosen == "reference":
         return _tokens.plain(logits, ask)
     if (
         inplace
@@ -113,13 +139,12 @@ def token_stats(
         and (logits.is_leaf or any(step == 0 < size - 1 for step, size in zip(logits.stride(), logits.shape, strict=True)))
     ):
         raise ValueError(f"inplace: got {'a leaf' if logits.is_leaf else 'expanded logits'}, legal is the result of an operation, in memory of its own")
-    rows = TokenRows.apply(logits, ask.task, blocks)  # type: ignore[no-untyped-call]
-    return _tokens.to_stats(Rows(*rows), ask, ask.shape)
+    return _tokens.to_stats(token_rows(logits, ask.task, _kernels(logits, chosen)), ask, ask.shape)
 
 
 def _chosen(logits: Tensor, backend: str, group: Group, inplace: bool) -> str:
-    if backend not in ("auto", "reference", "blocks"):
-        raise ValueError(f"backend: got {backend!r}, legal are auto, reference and blocks")
+    if backend not in get_args(BackendName):
+        raise ValueError(f"backend: got {backend!r}, legal are {', '.join(get_args(BackendName))}")
     if backend == "reference" and (inplace or group is not None):
         raise ValueError(f"backend: got 'reference' with {'inplace' if inplace else 'group'}, legal is blocks or auto")
     return token_backend(logits, inplace=inplace, group=group).name if backend == "auto" else backend
@@ -158,7 +183,7 @@ def linear_token_stats(
     options = Options(fields, family, temperature, softcap, support, top_p, clamp, ignore_index, group)
     ask, states, weight, bias = _head(hidden, weight, bias, targets, options)
     sizes = head.chunks(len(states), weight, chunk)
-    rows = head.HeadRows.apply(states, weight, bias, ask.task, blocks, sizes)  # type: ignore[no-untyped-call]
+    rows = head.HeadRows.apply(states, weight, bias, ask.task, _kernels(states), sizes)  # type: ignore[no-untyped-call]
     return _tokens.to_stats(Rows(*rows), ask, ask.shape)
 
 
@@ -210,7 +235,7 @@ def linear_token_loss(
 
     if debug:
         _compare(states, weight, bias, ask, objective, loss_fn, sizes)
-    loss, rows = head.head_loss(states, weight, bias, ask.task, blocks, sizes, objective, accumulate)
+    loss, rows = head.head_loss(states, weight, bias, ask.task, _kernels(states), sizes, objective, accumulate)
     return loss, _tokens.to_stats(rows, ask, ask.shape)
 
 
@@ -232,7 +257,7 @@ def _compare(
         raise ValueError("debug: got True with group, legal is False: one process does not have the whole")
     inputs = [x.detach().clone().requires_grad_() for x in (hidden, weight, bias) if x is not None]
     with torch.enable_grad():
-        chunked, _ = head.head_loss(inputs[0], inputs[1], inputs[2] if bias is not None else None, ask.task, blocks, sizes, objective, None)
+        chunked, _ = head.head_loss(inputs[0], inputs[1], inputs[2] if bias is not None else None, ask.task, _kernels(inputs[0]), sizes, objective, None)
         flat = ask._replace(shape=hidden.shape[:1])
         whole = loss_fn(_tokens.plain(torch.nn.functional.linear(*inputs), flat), slice(0, len(hidden)))
     tolerance = 1e-4 if torch.finfo(hidden.dtype).bits >= 32 else 3e-2

@@ -130,7 +130,7 @@ def once() -> None:
 
 
 class TokenRows(torch.autograd.Function):
-    """`(logits [*, V], task, backend) -> Rows` [N]; differentiable once."""
+    """`(logits [*, V], task, backend) -> the statistics that are asked for`, [N] each, in the order of `Rows`; differentiable once."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, task: Task, backend: ModuleType) -> tuple[Tensor | None, ...]:
@@ -141,7 +141,7 @@ class TokenRows(torch.autograd.Function):
         ctx.seen, ctx.task, ctx.backend = complete(pieces, task, logits.shape[-1]), task, backend
         ctx.save_for_backward(logits)
         ctx.set_materialize_grads(False)
-        return tuple(shown(ctx.seen.rows, task.ignored))
+        return tuple(x for x in shown(ctx.seen.rows, task.ignored) if x is not None)  # `torch.compile` cannot differentiate past an output that is None
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None]:
@@ -155,8 +155,17 @@ class TokenRows(torch.autograd.Function):
         for piece, there in flat(logits, out):
             rows = slice(start, start + len(piece))
             start = rows.stop
-            asked = Rows(*(None if grad is None else grad[rows] for grad in grads))
+            found = iter(grads)
+            asked = Rows(*(None if x is None or (grad := next(found)) is None else grad[rows] for x in ctx.seen.rows))
             differentiate(piece, ctx.seen.part(rows), asked, ctx.task.part(rows), ctx.backend, piece if ctx.task.inplace else there)
         if ctx.task.inplace:
             torch.autograd.graph.increment_version(logits)
         return out, None, None
+
+
+def token_rows(logits: Tensor, task: Task, backend: ModuleType) -> Rows:
+    """The statistics of all tokens, [N], with their gradient."""
+    spec = task.spec
+    asked = (task.targets is not None, spec.shannon, spec.varentropy, spec.collision, spec.order is not None, True)
+    found = iter(TokenRows.apply(logits, task, backend))  # type: ignore[no-untyped-call]
+    return Rows(*(next(found) if there else None for there in asked))
