@@ -1,7 +1,5 @@
 """The LM head: statistics and losses of hidden states and a weight, against plain torch on logits that exist."""
 
-import math
-
 import pytest
 import torch
 from torch.nn.functional import linear
@@ -118,16 +116,17 @@ def test_what_is_no_plain_sum_is_found_by_debug_and_what_needs_other_gradients_a
 
 
 def test_bfloat16_accumulates_as_asked():
-    hidden, weight, _, targets = case(64, 900, 16, torch.bfloat16)
+    hidden, weight, _, targets = case(400, 600, 8, torch.bfloat16)
+    hidden = hidden.detach()[:1].repeat(400, 1).requires_grad_()  # equal addends: a sum of bfloat16 soon stands still
     whole = token_stats(linear(hidden.double(), weight.double()), targets, backend="reference")
     wanted = torch.autograd.grad(-whole.log_prob.sum(), (hidden, weight))
     errors = []
     for accumulate in (None, torch.float32):
-        loss, _ = linear_token_loss(hidden, weight, targets, lambda stats, tokens: -stats.log_prob.sum(), chunk=1, accumulate=accumulate)
+        loss, _ = linear_token_loss(hidden, weight, targets, lambda stats, tokens: -stats.log_prob.sum(), chunk=4, accumulate=accumulate)
         gradients = torch.autograd.grad(loss, (hidden, weight))
         assert [gradient.dtype for gradient in gradients] == [torch.bfloat16] * 2
         errors.append(((gradients[1].double() - wanted[1].double()).norm() / wanted[1].double().norm()).item())
-    assert errors[1] < 6e-3 < errors[0]
+    assert errors[1] < 0.2 * errors[0]
     stats = linear_token_stats(hidden, weight, targets)
     (mine,) = torch.autograd.grad(-stats.log_prob.sum(), weight)
     assert (mine.double() - wanted[1].double()).norm() < 6e-3 * wanted[1].double().norm()
@@ -142,7 +141,7 @@ def test_batches_empty_batches_and_other_dtypes():
     (linear_token_stats(empty, weight, none).entropy.sum() + linear_token_loss(empty, weight, none, objective_of_none)[0]).backward()
     assert weight.grad.count_nonzero() == 0
     low = linear_token_stats(hidden.bfloat16(), weight.float(), targets)
-    assert low.entropy.dtype == torch.float32 and math.isfinite(low.entropy.sum())
+    assert low.entropy.dtype == torch.float32 and bool(low.entropy.isfinite().all())
 
 
 def objective_of_none(stats, tokens):

@@ -74,7 +74,7 @@ class HeadRows(torch.autograd.Function):
         d_weight = torch.empty_like(weight) if to_weight else None
         d_bias = torch.empty_like(bias) if to_bias else None
         for classes, some in _class_blocks(hidden, weight):
-            block = torch.zeros(classes.stop - classes.start, weight.shape[1], dtype=wide, device=weight.device) if to_weight and len(some) > 1 else None
+            block = torch.zeros(classes.stop - classes.start, weight.shape[1], dtype=wide, device=weight.device) if to_weight and len(some) != 1 else None
             total = torch.zeros(classes.stop - classes.start, dtype=wide, device=weight.device) if to_bias else None
             for tokens in some:
                 z = _product(hidden[tokens], weight[classes], None if bias is None else bias[classes], hidden.new_empty(0))
@@ -184,7 +184,7 @@ def _pulled(rows: Rows, objective: Objective, tokens: slice, needed: bool) -> tu
     there = [row for row in leaves if row is not None]
     if not needed or not loss.requires_grad:
         return detached, loss.detach().reshape(()), Rows(*(None,) * 6)
-    if foreign := _foreign(loss, there):
+    if (foreign := _foreign(loss, there)) is not None:
         raise ValueError(f"loss_fn: got a loss that also needs gradients of a tensor of shape {foreign}, legal is one of the statistics only: detach the rest")
     pulls = iter(torch.autograd.grad(loss, there, allow_unused=True))
     return detached, loss.detach().reshape(()), Rows(*(None if row is None else next(pulls) for row in leaves))
