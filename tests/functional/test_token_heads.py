@@ -56,6 +56,19 @@ def test_statistics_and_gradients_are_those_of_the_logits(options, with_bias, sm
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("options", [{"clamp": 0.5}, {"top_p": 0.6}], ids=str)
+def test_ties_at_the_edge_of_a_truncated_set_are_cut_alike_in_every_block(options, small_blocks):
+    hidden, weight, _, targets = case(classes=1600)
+    hidden = hidden.detach().round().requires_grad_()  # whole numbers: products are exact, however they are blocked
+    weight = weight.detach()[:2].round().repeat(800, 1).requires_grad_()  # two logits a token, 800 times each
+    plain, mine = (
+        function.entropy.sum()
+        for function in (token_stats(linear(hidden, weight), targets, backend="reference", **options), linear_token_stats(hidden, weight, targets, **options))
+    )
+    torch.testing.assert_close(mine, plain)
+    torch.testing.assert_close(torch.autograd.grad(mine, weight)[0], torch.autograd.grad(plain, weight)[0], rtol=1e-8, atol=1e-10)
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("chunk", [1, 3, 7, (2, 4, 1), None], ids=str)
 def test_the_closure_is_the_whole(options, chunk):
