@@ -1,7 +1,5 @@
 """The LM head: statistics and losses of hidden states and a weight, against plain torch on logits that exist."""
 
-import math
-
 import pytest
 import torch
 from torch.nn.functional import linear
@@ -56,6 +54,19 @@ def test_statistics_and_gradients_are_those_of_the_logits(options, with_bias, sm
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
     for a, b in zip(torch.autograd.grad(total, inputs), wanted, strict=True):  # a graph that was kept
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("options", [{"clamp": 0.5}, {"top_p": 0.6}], ids=str)
+def test_ties_at_the_edge_of_a_truncated_set_are_cut_alike_in_every_block(options, small_blocks):
+    hidden, weight, _, targets = case(classes=1600)
+    hidden = hidden.detach().round().requires_grad_()  # whole numbers: products are exact, however they are blocked
+    weight = weight.detach()[:2].round().repeat(800, 1).requires_grad_()  # two logits a token, 800 times each
+    plain, mine = (
+        function.entropy.sum()
+        for function in (token_stats(linear(hidden, weight), targets, backend="reference", **options), linear_token_stats(hidden, weight, targets, **options))
+    )
+    torch.testing.assert_close(mine, plain)
+    torch.testing.assert_close(torch.autograd.grad(mine, weight)[0], torch.autograd.grad(plain, weight)[0], rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -118,19 +129,20 @@ def test_what_is_no_plain_sum_is_found_by_debug_and_what_needs_other_gradients_a
 
 
 def test_bfloat16_accumulates_as_asked():
-    hidden, weight, _, targets = case(64, 900, 16, torch.bfloat16)
+    hidden, weight, _, targets = case(400, 600, 8, torch.bfloat16)
+    hidden = hidden.detach()[:1].repeat(400, 1).requires_grad_()  # equal addends: a sum of bfloat16 soon stands still
     whole = token_stats(linear(hidden.double(), weight.double()), targets, backend="reference")
     wanted = torch.autograd.grad(-whole.log_prob.sum(), (hidden, weight))
     errors = []
     for accumulate in (None, torch.float32):
-        loss, _ = linear_token_loss(hidden, weight, targets, lambda stats, tokens: -stats.log_prob.sum(), chunk=1, accumulate=accumulate)
+        loss, _ = linear_token_loss(hidden, weight, targets, lambda stats, tokens: -stats.log_prob.sum(), chunk=4, accumulate=accumulate)
         gradients = torch.autograd.grad(loss, (hidden, weight))
         assert [gradient.dtype for gradient in gradients] == [torch.bfloat16] * 2
         errors.append(((gradients[1].double() - wanted[1].double()).norm() / wanted[1].double().norm()).item())
-    assert errors[1] < 6e-3 < errors[0]
+    assert errors[1] < 0.5 * errors[0]
     stats = linear_token_stats(hidden, weight, targets)
     (mine,) = torch.autograd.grad(-stats.log_prob.sum(), weight)
-    assert (mine.double() - wanted[1].double()).norm() < 6e-3 * wanted[1].double().norm()
+    assert (mine.double() - wanted[1].double()).norm() < 0.5 * errors[0] * wanted[1].double().norm()
 
 
 def test_batches_empty_batches_and_other_dtypes():
@@ -142,7 +154,7 @@ def test_batches_empty_batches_and_other_dtypes():
     (linear_token_stats(empty, weight, none).entropy.sum() + linear_token_loss(empty, weight, none, objective_of_none)[0]).backward()
     assert weight.grad.count_nonzero() == 0
     low = linear_token_stats(hidden.bfloat16(), weight.float(), targets)
-    assert low.entropy.dtype == torch.float32 and math.isfinite(low.entropy.sum())
+    assert low.entropy.dtype == torch.float32 and bool(low.entropy.isfinite().all())
 
 
 def objective_of_none(stats, tokens):

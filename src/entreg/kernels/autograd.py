@@ -105,8 +105,8 @@ def differentiate(logits: Tensor, seen: Seen, grads: Rows, task: Task, backend: 
         entry = entries(operands, task.spec, slopes, seen.column) + row.target_slope(at(logits, seen.column), grads.log_prob, task.scale, task.spec.softcap)
     backend.gradient(operands, task.spec, slopes, out)
     if entry is not None and seen.column is not None:
-        there = seen.column.clamp(min=0).unsqueeze(-1)
-        out.scatter_(-1, there, torch.where((seen.column >= 0).unsqueeze(-1), entry.unsqueeze(-1).to(out.dtype), out.gather(-1, there)))
+        there = torch.arange(len(out), device=out.device), seen.column.clamp(min=0)  # not scatter_, which copies all of a bfloat16 tensor
+        out[there] = torch.where(seen.column >= 0, entry.to(out.dtype), out[there])
     if task.ignored is not None:
         if out.device.type == "cpu":
             out.index_fill_(0, task.ignored.nonzero().squeeze(-1), 0)

@@ -134,13 +134,17 @@ def _fast(maker: Callable[..., Body], *key: Any) -> Body:
     body = maker(*key)
     assert isinstance(body, FunctionType)
     own = FunctionType(body.__code__.replace(), body.__globals__, body.__name__, body.__defaults__, body.__closure__)
-    return torch.compile(own, dynamic=True, fullgraph=True)
+    return torch.compile(own, fullgraph=True)
 
 
 def _run(maker: Callable[..., Body], key: tuple[Any, ...], compiled: bool, *tensors: Any) -> Any:
     if compiled and not _failure:
+        from torch._dynamo import maybe_mark_dynamic
         from torch._dynamo.exc import TorchDynamoException
 
+        for tensor in tensors:
+            if tensor is not None and tensor.ndim == 3 and tensor.shape[0] > 1:
+                maybe_mark_dynamic(tensor, 0)  # any number of tokens; the vocabulary is that of a model and stays a constant of the code
         try:
             return _fast(maker, *key)(*tensors)
         except (TorchDynamoException, ImportError) as failure:  # raised before anything is computed

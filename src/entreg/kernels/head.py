@@ -57,7 +57,7 @@ class HeadRows(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         buffer = _buffer(hidden, weight, sizes)
         pieces = [local(_product(hidden[c], weight, bias, buffer[: c.stop - c.start]), task.part(c), backend) for c in sizes]
-        ctx.seen, ctx.task, ctx.backend = complete(pieces, task, weight.shape[0]), task, backend
+        ctx.seen, ctx.task, ctx.backend, ctx.sizes = complete(pieces, task, weight.shape[0]), task, backend, sizes
         ctx.save_for_backward(hidden, weight, bias)
         ctx.set_materialize_grads(False)
         return tuple(shown(ctx.seen.rows, task.ignored))
@@ -73,8 +73,10 @@ class HeadRows(torch.autograd.Function):
         d_hidden = torch.zeros_like(hidden, dtype=wide) if to_hidden else None
         d_weight = torch.empty_like(weight) if to_weight else None
         d_bias = torch.empty_like(bias) if to_bias else None
-        for classes, some in _class_blocks(hidden, weight):
-            block = torch.zeros(classes.stop - classes.start, weight.shape[1], dtype=wide, device=weight.device) if to_weight and len(some) > 1 else None
+        # a cut compares logits with its edge: they must be those of the forward to the last bit, so its chunks are taken again
+        blocks = _class_blocks(hidden, weight) if ctx.seen.cut is None else [(slice(0, len(weight)), list(ctx.sizes))]
+        for classes, some in blocks:
+            block = torch.zeros(classes.stop - classes.start, weight.shape[1], dtype=wide, device=weight.device) if to_weight and len(some) != 1 else None
             total = torch.zeros(classes.stop - classes.start, dtype=wide, device=weight.device) if to_bias else None
             for tokens in some:
                 z = _product(hidden[tokens], weight[classes], None if bias is None else bias[classes], hidden.new_empty(0))
@@ -111,9 +113,8 @@ def _within(task: Task, seen: Seen, classes: slice) -> tuple[Task, Seen]:
     if column is not None:
         inside = (column >= classes.start) & (column < classes.stop)
         column = torch.where(inside, column - classes.start, -1)
-    cut = None if seen.cut is None else seen.cut._replace(last=seen.cut.last - classes.start)
     support = None if task.support is None else task.support[:, classes]
-    return task._replace(support=support), seen._replace(cut=cut, column=column)
+    return task._replace(support=support), seen._replace(column=column)
 
 
 def head_loss(
@@ -184,7 +185,7 @@ def _pulled(rows: Rows, objective: Objective, tokens: slice, needed: bool) -> tu
     there = [row for row in leaves if row is not None]
     if not needed or not loss.requires_grad:
         return detached, loss.detach().reshape(()), Rows(*(None,) * 6)
-    if foreign := _foreign(loss, there):
+    if (foreign := _foreign(loss, there)) is not None:
         raise ValueError(f"loss_fn: got a loss that also needs gradients of a tensor of shape {foreign}, legal is one of the statistics only: detach the rest")
     pulls = iter(torch.autograd.grad(loss, there, allow_unused=True))
     return detached, loss.detach().reshape(()), Rows(*(None if row is None else next(pulls) for row in leaves))
