@@ -6,6 +6,8 @@ import torch
 from entreg.functional import token_backend, token_stats
 from entreg.kernels import blocks
 
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of inductor itself, while it compiles
+
 
 def gradient(n, dtype, inplace):
     generator = torch.Generator().manual_seed(n)

@@ -135,7 +135,7 @@ class TokenRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, task: Task, backend: ModuleType) -> tuple[Tensor | None, ...]:
         start, pieces = 0, []
-        for (piece,) in flat(logits):
+        for (piece,) in flat(logits.detach()):  # a compiler that looks at it must find no graph
             pieces.append(local(piece, task.part(slice(start, start + len(piece))), backend))
             start += len(piece)
         ctx.seen, ctx.task, ctx.backend = complete(pieces, task, logits.shape[-1]), task, backend
