@@ -23,7 +23,7 @@ class Pull(NamedTuple):
     spread: Tensor
     cross: Tensor
 
-    def norm(self, log_prob_slope: Float[Tensor, "N"], entropy_slope: Float[Tensor, "N"] | float = 0.0) -> float:
+    def norm(self, log_prob_slope: Float[Tensor, " N"], entropy_slope: Float[Tensor, " N"] | float = 0.0) -> float:
         """Euclidean norm over all tokens' logits of the gradient with these slopes."""
         squares = log_prob_slope.square() * self.score
         if isinstance(entropy_slope, Tensor) or entropy_slope != 0.0:
@@ -31,7 +31,7 @@ class Pull(NamedTuple):
         return float(squares.sum().clamp(min=0).sqrt())
 
 
-def pull(logits: Float[Tensor, "N V"], targets: Int[Tensor, "N"], family: Family = SHANNON) -> Pull:
+def pull(logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"], family: Family = SHANNON) -> Pull:
     """The inner products of the gradients of `log softmax(z)_y` and of the entropy with respect to z, `[N, V], [N] -> 3 x [N]`, without gradient.
 
     >>> pull(torch.zeros(1, 4), torch.tensor([0])).score          # (3/4)^2 + 3 (1/4)^2

@@ -3,7 +3,7 @@
     add     "7+5="  -> "12"
     split   "9="    -> "0+9", "1+8", ..., "9+0": n + 1 right answers, all worth the same
 
-Every fifth prompt is held out, the same ones for every seed.
+Of the sums every fifth prompt is held out, the same ones for every seed. Splits have few prompts and are judged on all of them: they are about spread.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ WIDEST = 5  # characters of the longest answer, without the end token
 
 @dataclass(frozen=True)
 class Task:
-    """A task by name with numbers up to `largest`: prompts to learn from and held-out ones, right answers, a check."""
+    """A task by name with numbers up to `largest`: prompts to learn from, prompts to be judged by, right answers, a check."""
 
     name: str
     largest: int
     prompts: tuple[str, ...]
-    held_out: tuple[str, ...]
+    judged: tuple[str, ...]
 
     def answers(self, prompt: str) -> list[str]:
         """All right answers to a prompt.
@@ -54,7 +54,7 @@ class Task:
                 return guess
 
 
-def make(name: str, largest: int = 20) -> Task:
+def make(name: str, largest: int = 9) -> Task:
     """The task of that name, with numbers from 0 to `largest`.
 
     Raises: `ValueError` for another name, or a number outside [5, 99].
@@ -63,9 +63,11 @@ def make(name: str, largest: int = 20) -> Task:
         raise ValueError(f"task is {name!r}; legal are {', '.join(NAMES)}")
     if not 5 <= largest <= 99:
         raise ValueError(f"largest is {largest}; legal are integers from 5 to 99")
-    every = [f"{n}=" for n in range(1, largest + 1)] if name == "split" else [f"{a}+{b}=" for a in range(largest + 1) for b in range(largest + 1)]
-    held_out = tuple(every[4::5])
-    return Task(name, largest, tuple(prompt for prompt in every if prompt not in set(held_out)), held_out)
+    if name == "split":
+        every = tuple(f"{n}=" for n in range(1, largest + 1))
+        return Task(name, largest, every, every)
+    every = tuple(f"{a}+{b}=" for a in range(largest + 1) for b in range(largest + 1))
+    return Task(name, largest, tuple(prompt for place, prompt in enumerate(every) if place % 5 != 4), every[4::5])
 
 
 def demonstrations(task: Task, count: int, seed: int) -> list[dict[str, str]]:

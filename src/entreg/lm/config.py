@@ -17,7 +17,7 @@ class LanguageConfig:
 
     task: str = "split"
     """split ("9=" to "4+5": n + 1 right answers) or add ("7+5=" to "12": one)."""
-    largest: int = 20
+    largest: int = 9
     """The largest number in the task's prompts."""
     model: str | None = None
     """Folder of a model with its tokenizer; without one a tiny model is made on the spot."""
@@ -42,7 +42,7 @@ class LanguageConfig:
     shares: bool = True
     """Record which share of the gradient entropy (and KL) have; one more product of the LM head a step."""
     eval_samples: int = 16
-    """Samples of each held-out prompt in an evaluation, at temperature 1."""
+    """Samples of each prompt in an evaluation, at temperature 1."""
 
 
 POSITIVE = ("steps", "batch_size", "accumulation", "eval_samples")

@@ -31,7 +31,7 @@ def byte_tokenizer(texts: Iterable[str], merges: int = 0) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, padding_side="left")
 
 
-def tiny_model(tokenizer: Any, seed: int = 0, *, width: int = 64, layers: int = 2, positions: int = 128) -> Any:
+def tiny_model(tokenizer: Any, seed: int = 0, *, width: int = 64, layers: int = 1, positions: int = 128) -> Any:
     """A Qwen2-style language model of `layers` layers of `width`, weights drawn from the seed, everything else of torch's randomness left as it was."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),

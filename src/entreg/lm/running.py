@@ -57,6 +57,7 @@ def quiet() -> Iterator[None]:
     """While open, transformers and datasets draw no bars and say nothing but errors; what they deprecate of themselves is not the user's."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
     level = logging.getLogger("accelerate").level
     logging.getLogger("accelerate").setLevel(logging.ERROR)
@@ -66,6 +67,7 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()
         datasets.enable_progress_bars()
         logging.getLogger("accelerate").setLevel(level)
 
@@ -109,7 +111,7 @@ def conduct(run: Run, trainer: Any, record: Record, judge: Callable[[Any], Mappi
 
     Raises: `NonFinite` when the loss is not finite; the checkpoints are left alone.
     """
-    state = run.restore()
+    state, following = run.restore(), f"entreg train decode --model {folder / 'model'}"
     main = trainer.accelerator.is_main_process
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Books(run, record))
@@ -119,7 +121,7 @@ def conduct(run: Run, trainer: Any, record: Record, judge: Callable[[Any], Mappi
         path = None if state is None else str(folder / "trainer" / state["trainer"])
         trainer.train(resume_from_checkpoint=path)
     elif main:
-        return run.finish(state["step"], state["metrics"])
+        return run.finish(state["step"], state["metrics"], following)
     step = int(trainer.state.global_step)
     if run.stopping() is not None:
         return run.finish(step, {})
@@ -129,7 +131,7 @@ def conduct(run: Run, trainer: Any, record: Record, judge: Callable[[Any], Mappi
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder / "model")
         trainer.processing_class.save_pretrained(folder / "model")
     run.checkpoint(step, lambda: {"step": step, "trainer": "", "complete": True, "metrics": metrics}, force=True)
-    return run.finish(step, metrics)
+    return run.finish(step, metrics, following)
 
 
 def _named(metrics: Mapping[str, float]) -> dict[str, float]:

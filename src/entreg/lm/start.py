@@ -33,7 +33,7 @@ def encode(tokenizer: Any, rows: Sequence[Mapping[str, str]]) -> tuple[Tensor, T
     return ids, labels
 
 
-def beginner(task: Task, seed: int, *, steps: int = 300, batch: int = 64, learning_rate: float = 1e-2, width: int = 64, layers: int = 2) -> tuple[Any, Any]:
+def beginner(task: Task, seed: int, *, steps: int = 300, batch: int = 32, learning_rate: float = 1e-2, width: int = 64, layers: int = 1) -> tuple[Any, Any]:
     """A tiny model that has seen `steps` batches of demonstrations, and its tokenizer; everything random comes from the seed."""
     tokenizer = models.byte_tokenizer(texts(task))
     model = models.tiny_model(tokenizer, seed, width=width, layers=layers)

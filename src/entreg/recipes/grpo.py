@@ -100,7 +100,7 @@ def train(config: Config, run: Run | None = None) -> Summary:
         attached = attach(trainer, controller(config, steps), spelling.parse_family(config.family), over=config.over, shares=config.shares)
 
         def judge(model: object) -> dict[str, float]:
-            drawn = sampling.sample(model, tokenizer, task.held_out, config.eval_samples, seed=settings.seed)
-            return {**sampling.judge(task, task.held_out, drawn, (1, config.eval_samples)), "entropy": drawn.entropy}
+            drawn = sampling.sample(model, tokenizer, task.judged, config.eval_samples, seed=settings.seed)
+            return {**sampling.judge(task, task.judged, drawn, (1, config.eval_samples)), "entropy": drawn.entropy}
 
         return running.conduct(run, trainer, attached.record, judge, folder)

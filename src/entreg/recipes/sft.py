@@ -31,12 +31,12 @@ class Config(LanguageConfig):
     """Batches of demonstrations that a model made on the spot has seen before."""
     steps: int = 300
     """Optimizer steps."""
-    batch_size: int = 64
+    batch_size: int = 32
     """Sequences of a micro-batch on one device."""
     learning_rate: float = 0.01
     """Of AdamW, constant."""
     eval_samples: int = 16
-    """Samples of each held-out prompt in an evaluation, at temperature 1."""
+    """Samples of each prompt in an evaluation, at temperature 1."""
 
 
 def train(config: Config, run: Run | None = None) -> Summary:
@@ -63,7 +63,7 @@ def train(config: Config, run: Run | None = None) -> Summary:
         attached = attach(trainer, controller(config, steps), spelling.parse_family(config.family), shares=config.shares)
 
         def judge(model: object) -> dict[str, float]:
-            drawn = sampling.sample(model, tokenizer, task.held_out, config.eval_samples, seed=settings.seed)
-            return {**sampling.judge(task, task.held_out, drawn, (1, config.eval_samples)), "entropy": drawn.entropy}
+            drawn = sampling.sample(model, tokenizer, task.judged, config.eval_samples, seed=settings.seed)
+            return {**sampling.judge(task, task.judged, drawn, (1, config.eval_samples)), "entropy": drawn.entropy}
 
         return running.conduct(run, trainer, attached.record, judge, folder)
