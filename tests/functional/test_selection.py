@@ -43,9 +43,9 @@ def test_clip_cov_drops_some_tokens_inside_the_bounds_and_is_ppo_on_the_others()
         fn(log_prob, OLD, ADVANTAGE)
         for fn in (ppo_clip, lambda *a: clip_cov(*a, MASK, fraction=0.1, bounds=(low, high), generator=torch.Generator().manual_seed(3)))
     )
-    held = {at: value for at, value in covariance_by_hand().items()}
+    held = covariance_by_hand()
     dropped = [at for at in held if loss[at].item() == 0.0]
-    assert len(dropped) == int(0.1 * int(MASK.sum())) == 3
+    assert len(dropped) == int(0.1 * int(MASK.sum()))
     for at, value in held.items():
         ratio, advantage = math.exp(LOG_PROB[at] - OLD[at]), ADVANTAGE[at].item()
         clipped = -advantage * min(max(ratio, 0.8), 1.2) > -advantage * ratio
@@ -65,7 +65,7 @@ def test_clip_cov_draws_at_random_and_every_token_inside_the_bounds_can_be_dropp
         assert len(dropped) == 1  # at least one
         seen |= set(dropped)
     candidates = {at for at, value in covariance_by_hand().items() if 0.2 < value < 3.0}
-    assert 5 < len(seen) and seen <= candidates
+    assert len(seen) > 5 and seen <= candidates
 
 
 def test_nothing_to_drop_is_ppo():

@@ -128,7 +128,7 @@ def test_others_mean_counts_the_sequences_that_have_the_position():
 
 
 def test_kl_estimators_on_sequences_against_the_closed_form():
-    """k1 in the reward and k2 as a loss descend KL(p||q) of sequences; token-wise k3 as a loss descends KL(q||p) of the tokens along the policy's own prefixes."""
+    """k1 in the reward and k2 as a loss descend KL(p||q) of sequences; token-wise k3 as a loss descends KL(q||p) of tokens along own prefixes."""
     reference, _ = model(table(7))
 
     def closed(theta):

@@ -1,12 +1,14 @@
 """Our term in TRL's trainers against independent arithmetic on plain logits, against TRL's own bonus, and what is refused."""
 
+import functools
+
 import pytest
 
 pytest.importorskip("trl")
 
 import torch
 
-from entreg.control import GradientShare, PI, Plateau, TargetEntropy, constant, linear
+from entreg.control import PI, GradientShare, Plateau, TargetEntropy, constant, linear
 from entreg.functional import SHANNON, categorical_entropy, renyi
 from entreg.integrations import trl
 from entreg.integrations.trl import attach
@@ -220,8 +222,7 @@ def unsloth(one):
 
 
 def patched_forward(one):
-    forward = one.model.forward
-    one.model.forward = lambda *args, **kwargs: forward(*args, **kwargs)
+    one.model.forward = functools.partial(one.model.forward)
 
 
 def smoothed(one):
@@ -235,8 +236,8 @@ def smoothed(one):
         ("sft", {}, patched_forward, {}, "not TRL's fused LM head"),
         ("sft", {}, smoothed, {}, "label_smoothing_factor"),
         ("sft", {}, None, {"over": "trajectory"}, "legal is 'token'"),
-        ("sft", {}, None, {"controller": TargetEntropy(5.6)}, r"target is 5.6 nats; legal over 258 tokens is 0 <= target < 5.55"),
-        ("sft", {}, None, {"controller": Plateau(constant(0.1), 3)}, "reward=None.*SFTTrainer gives entropy, grad_share, progress"),
+        ("sft", {}, None, {"controller": TargetEntropy(5.6)}, r"its target is 5.6; legal is 0 <= target < 5.55"),
+        ("sft", {}, None, {"controller": Plateau(constant(0.1), 3)}, "reads reward; SFTTrainer gives grad_share, progress"),
         ("sft", {"max_steps": -1}, None, {"controller": linear(0.1, 0.0)}, "where max_steps is set"),
         ("grpo", {"entropy_coef": 0.01}, None, {}, "TRL's own bonus is on"),
         ("grpo", {"use_adaptive_entropy": True}, None, {}, "TRL's own bonus is on"),

@@ -32,7 +32,7 @@ def test_a_saved_model_comes_back_with_its_tokenizer(made, tmp_path):
 def test_what_is_no_model_is_refused_before_anything_is_loaded(made, tmp_path):
     with pytest.raises(ValueError, match="is no folder on this machine; legal"):
         models.load("Qwen/Qwen2-0.5B")
-    with pytest.raises(ValueError, match="holds no config.json; legal"):
+    with pytest.raises(ValueError, match=r"holds no config\.json; legal"):
         models.load(tmp_path)
     network, tokenizer = made
     for change, message in (({"pad_token": None}, "has no pad token"), ({"pad_token": tokenizer.eos_token}, "pads with its end token")):

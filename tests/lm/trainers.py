@@ -55,8 +55,8 @@ def trainer(kind, folder, *, beginning=None, rows=None, **settings):
     """A trainer of that kind; its model lies in `beginning`, and its settings stand over those below."""
     cls, config = KINDS[kind]
     base = {"output_dir": str(folder), "per_device_train_batch_size": 8, "max_steps": 2, "learning_rate": 1e-2, "lr_scheduler_type": "constant",
-            "report_to": "none", "save_strategy": "no", "logging_steps": 1, "bf16": False, "use_cpu": True, "gradient_checkpointing": False, "disable_tqdm": True,
-            "seed": 0, "max_grad_norm": 1e9, "weight_decay": 0.0, "optim": "sgd"}  # fmt: skip
+            "report_to": "none", "save_strategy": "no", "logging_steps": 1, "bf16": False, "use_cpu": True, "gradient_checkpointing": False,
+            "disable_tqdm": True, "seed": 0, "max_grad_norm": 1e9, "weight_decay": 0.0, "optim": "sgd"}  # fmt: skip
     if kind in ("grpo", "rloo"):
         base |= {"num_generations": 4, "max_completion_length": 5, "top_k": 0}
     network = model(beginning or folder / "start")

@@ -18,7 +18,7 @@ def sequence_entropy_loss(
     old_log_prob: Float[Tensor, "*batch T"] | None = None,
     baseline: Float[Tensor, "*batch T"] | None = None,
 ) -> Float[Tensor, "*batch T"]:
-    """A loss per token whose expected gradient is that of MINUS the entropy of the whole sequence, `[*, T] -> [*, T]`; sum it over tokens, average over sequences.
+    """A loss per token whose expected gradient is that of MINUS the entropy of the whole sequence, `[*, T] -> [*, T]`: sum over tokens, average over sequences.
 
     `-H_t - stop_grad(sum_{s>t} H_s - b_t) log p_t`: the first term spreads each token, the second prefers prefixes that lead to spread continuations. Leaving
     the second out ("token") is another objective. `b_t` may depend on the prefix or on other sequences; `old_log_prob` makes the second term that of samples

@@ -29,7 +29,7 @@ except ImportError as error:
     raise ImportError(f"integrations.trl needs {error.name}: pip install 'entreg[llm]'") from None
 
 from entreg import targets
-from entreg.control import Controller, Observed, current_target
+from entreg.control import Controller
 from entreg.functional import SHANNON, Family, k3
 from entreg.functional.sequences import entropy_to_go, others_mean, sequence_entropy_loss
 from entreg.functional.shares import Pull, share
@@ -69,7 +69,7 @@ def attach(
     """
     _check(trainer, over)
     controller = _closed(controller, trainer, family)
-    shares = shares or _reads_share(controller, trainer)
+    shares = shares or "grad_share" in targets.needs(controller)
     return Attached(trainer, EntropyRegularizer(controller, all_reduce=_sum_over(trainer), lag=lag), family, over, shares)
 
 
@@ -289,7 +289,7 @@ def _check(trainer: Any, over: str) -> None:
         raise ValueError(f"steps_per_generation={wrong}; legal is a multiple, so that an optimizer step's tokens can be counted before it begins")
     if not Head.is_fused(_plain(trainer)):
         raise ValueError(
-            f"trainer: the forward of {type(_plain(trainer)).__name__} is not TRL's fused LM head, something has patched it; legal is the model as TRL leaves it"
+            f"trainer: the forward of {type(_plain(trainer)).__name__} is not TRL's fused LM head: it has been patched; legal is the model as TRL leaves it"
         )
 
 
@@ -300,33 +300,20 @@ def _plain(trainer: Any) -> Any:
 
 
 def _closed(controller: Controller[Any] | float, trainer: Any, family: Family) -> Controller[Any]:
-    """The controller with open fields filled, its target one that the vocabulary's distributions have."""
-    classes = trainer.model.get_output_embeddings().weight.shape[0]
-    most = float(family.from_renyi(torch.tensor(math.log(classes), dtype=torch.float64)))
+    """The controller with open fields filled, its target one that the vocabulary's distributions have, its signals ones that the trainer gives."""
+    most = float(family.from_renyi(torch.tensor(math.log(trainer.model.get_output_embeddings().weight.shape[0]), dtype=torch.float64)))
     steps = trainer.args.max_steps if trainer.args.max_steps > 0 else None
     closed = targets.resolve(controller, steps=steps, max_entropy=most, lr=COEF_LR, init_coef=COEF_INIT, family=family.name)
     try:
-        wanted = current_target(closed, closed.init())
+        targets.within(closed, most)
     except ValueError as error:
-        raise ValueError(f"{error} (a length in steps is that of the run where max_steps is set)") from None
-    if wanted is not None and not 0 <= wanted < most:
-        raise ValueError(f"controller={closed!r}: its target is {wanted:.6g} nats; legal over {classes} tokens is 0 <= target < {most:.6g}")
+        raise ValueError(f"{error} (a length in steps is that of the run where max_steps is set)" if steps is None else error) from None
+    given = {"grad_share", "progress"}
+    given |= {"reward"} if isinstance(trainer, (GRPOTrainer, RLOOTrainer)) else set()
+    given |= {"kl"} if isinstance(trainer, (GRPOTrainer, RLOOTrainer, KTOTrainer)) and trainer.beta else set()
+    if missing := targets.needs(closed) - given:
+        raise ValueError(f"controller={closed!r} reads {', '.join(missing)}; {type(trainer).__name__} gives {', '.join(sorted(given))}")
     return closed
-
-
-def _reads_share(controller: Controller[Any], trainer: Any) -> bool:
-    """Whether a controller needs `grad_share`; ValueError where it reads what this trainer does not give."""
-    rollouts = isinstance(trainer, (GRPOTrainer, RLOOTrainer))
-    given = {"progress": 0.0} | ({"reward": 0.0} if rollouts else {}) | ({"kl": 0.0} if getattr(trainer, "beta", 0.0) else {})
-    try:
-        controller.update(controller.init(), Observed(0.5, **given))
-    except ValueError as without:
-        try:
-            controller.update(controller.init(), Observed(0.5, grad_share=0.5, **given))
-        except ValueError:
-            raise ValueError(f"controller={controller!r}: {without}; {type(trainer).__name__} gives entropy, grad_share, {', '.join(given)}") from None
-        return True
-    return False
 
 
 def _sum_over(trainer: Any) -> Any:

@@ -33,7 +33,8 @@ def set_entropy_weight(trainer: Any, coef: float) -> None:
     if coef == trainer.beta:
         return
     if any(loss not in LOSSES for loss in trainer.loss_types) or trainer.f_divergence_type != "reverse_kl" or trainer.use_weighting:
-        raise ValueError(f"loss_type: {', '.join(trainer.loss_types)} with divergence {trainer.f_divergence_type}; legal beside coef != beta is {LOSSES[0]}, reverse_kl, no weighting")
+        given = f"{', '.join(trainer.loss_types)} with divergence {trainer.f_divergence_type}"
+        raise ValueError(f"loss_type: {given}; legal beside coef != beta is {' or '.join(LOSSES)}, reverse_kl, no weighting")
     if trainer.ref_model is None or trainer.precompute_ref_logps:
         raise ValueError("ref_model: there is none of its own (PEFT, or precompute_ref_log_probs); legal beside coef != beta is a reference model")
     forward, factor = trainer.ref_model.forward, trainer.beta / coef

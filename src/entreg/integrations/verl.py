@@ -53,7 +53,9 @@ class ControlledLoss:
         if not torch.is_grad_enabled():
             return loss, metrics
         if model_output.get("entropy") is None or not model_output["entropy"].requires_grad:
-            raise RuntimeError("model_output['entropy'] is absent or has no gradient, so that the bonus would be ignored; legal is actor.calculate_entropy=True")
+            raise RuntimeError(
+                "model_output['entropy'] is absent or has no gradient, so that the bonus would be ignored; legal is actor.calculate_entropy=True"
+            )
         entropy = no_padding_2_padding(model_output["entropy"], data)
         mask = data.select("response_mask").to_padded_tensor()["response_mask"].bool()
         tokens = data["batch_num_tokens"]

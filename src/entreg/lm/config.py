@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from entreg import spelling, targets
 from entreg.control import Controller
-from entreg.lm import arithmetic
+from entreg.lm import arithmetic, models
 from entreg.lm.arithmetic import Task
 
 
@@ -49,8 +52,8 @@ POSITIVE = ("steps", "batch_size", "accumulation", "eval_samples")
 ABOVE_ZERO = ("learning_rate", "coef_lr", "coef_init")
 
 
-def check(config: LanguageConfig) -> Task:
-    """The task; ValueError for settings that make no sense, naming the flag."""
+def check(config: LanguageConfig, gives: tuple[str, ...]) -> Task:
+    """The task; ValueError for settings that make no sense, naming the flag. `gives` are the signals that the recipe's trainer has for controllers."""
     task = arithmetic.make(config.task, config.largest)
     for name in POSITIVE:
         if getattr(config, name) < 1:
@@ -60,13 +63,22 @@ def check(config: LanguageConfig) -> Task:
             raise ValueError(f"{name} is {getattr(config, name)}; legal are finite numbers above 0")
     if config.warm_up < 0:
         raise ValueError(f"warm_up is {config.warm_up}; legal are integers from 0")
-    spelling.parse_family(config.family)
-    controller(config, config.steps)
+    if config.model is not None:
+        models.check_path(config.model)
+        models.load_tokenizer(config.model)
+    closed = controller(config, config.steps)
+    if missing := targets.needs(closed) - {"grad_share", "progress", *gives}:
+        raise ValueError(
+            f"coef is {config.coef!r}, which reads {', '.join(missing)}; legal here are rules of entropy, {', '.join(('grad_share', 'progress', *gives))}"
+        )
     return task
 
 
 def controller(config: LanguageConfig, steps: int) -> Controller[Any]:
-    """The controller that the settings spell, over a run of `steps`."""
-    return targets.resolve(
-        spelling.parse_controller(config.coef), steps=steps, lr=config.coef_lr, init_coef=config.coef_init, family=spelling.parse_family(config.family).name
-    )
+    """The controller that the settings spell, over a run of `steps`; ValueError for a target that no distribution over the model's tokens has."""
+    family = spelling.parse_family(config.family)
+    most = float(family.from_renyi(torch.tensor(math.log(models.classes(config.model)), dtype=torch.float64)))
+    parsed = spelling.parse_controller(config.coef)
+    closed = targets.resolve(parsed, steps=steps, max_entropy=most, lr=config.coef_lr, init_coef=config.coef_init, family=family.name)
+    targets.within(closed, most)
+    return closed

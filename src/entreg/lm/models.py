@@ -14,7 +14,15 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every trai
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 PAD, END = "<|pad|>", "<|end|>"
 BYTES = 256
@@ -73,13 +81,17 @@ def load(path: str | os.PathLike[str], *, scores: bool = False) -> tuple[Any, An
 def load_tokenizer(path: str | os.PathLike[str]) -> Any:
     """The tokenizer of a folder, one that can pad; raises as `load` does."""
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    where = f"model: the tokenizer of {os.fspath(path)!r}"
     if tokenizer.pad_token is None:
-        raise ValueError(f"model: the tokenizer of {os.fspath(path)!r} has no pad token; set tokenizer.pad_token (not to the end token) and save it again")
+        raise ValueError(f"{where} has no pad token; legal is one that has: set tokenizer.pad_token (not to the end token) and save it again")
     if tokenizer.pad_token == tokenizer.eos_token:
-        raise ValueError(
-            f"model: the tokenizer of {os.fspath(path)!r} pads with its end token {tokenizer.eos_token!r}, so that no end would be learnt; give it a pad token of its own"
-        )
+        raise ValueError(f"{where} pads with its end token {tokenizer.eos_token!r}, so that no end would be learnt; legal is a pad token of its own")
     return tokenizer
+
+
+def classes(path: str | os.PathLike[str] | None) -> int:
+    """How many tokens a model's distributions are over; without a path those of a model made on the spot."""
+    return BYTES + 2 if path is None else int(AutoConfig.from_pretrained(path, local_files_only=True).get_text_config().vocab_size)
 
 
 def check_path(path: str | os.PathLike[str]) -> None:

@@ -73,5 +73,6 @@ def train(config: Config, run: Run | None = None) -> Summary:
                 best = f"distinct, model {member}"
                 metrics[best] = max(metrics.get(best, 0.0), row["distinct"])
             step += 1
-            run.checkpoint(step, lambda: {"step": step, "metrics": metrics}, force=step == len(temperatures))
+            state = {"step": step, "metrics": dict(metrics)}
+            run.checkpoint(step, state.copy, force=step == len(temperatures))
         return run.finish(step, metrics, f"entreg report {run.folder}")

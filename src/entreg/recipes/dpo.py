@@ -42,13 +42,11 @@ class Config(LanguageConfig):
 
 def train(config: Config, run: Run | None = None) -> Summary:
     """Train one policy on preference pairs; records, checkpoints and the model go to the run's folder."""
-    task = check(config)
+    task = check(config, ())
     weight = config.beta if config.entropy_weight is None else config.entropy_weight
     for name, value in (("beta", config.beta), ("entropy_weight", weight)):
         if not 0 < value < float("inf"):
             raise ValueError(f"{name} is {value}; legal are finite numbers above 0")
-    if config.model is not None:
-        models.check_path(config.model)
     run = run if run is not None else Run()
     settings = run.settings
     torch.set_num_threads(settings.threads)

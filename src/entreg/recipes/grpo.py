@@ -3,7 +3,7 @@
     loss = clipped policy gradient of group-relative advantages  +  beta KL(policy || reference)  -  coef entropy
 
 The KL anchors where the policy is, entropy keeps its spread: `grad_share/kl` and `grad_share` say how strongly each pulls.
-Source: Shao et al. 2024 (arXiv:2402.03300), eq. 3 and 4; loss normalised over all tokens as in DAPO (Yu et al. 2025, arXiv:2503.14476). Page: docs/recipes/grpo.md.
+Source: Shao et al. 2024 (arXiv:2402.03300), eq. 3 and 4; normalised over all tokens as in DAPO (Yu et al. 2025, arXiv:2503.14476). Page: docs/recipes/grpo.md.
 """
 
 from __future__ import annotations
@@ -66,10 +66,8 @@ def check_grpo(config: Config) -> None:
 
 def train(config: Config, run: Run | None = None) -> Summary:
     """Train one policy; records, checkpoints and the model go to the run's folder."""
-    task = check(config)
+    task = check(config, ("reward", "kl") if config.beta else ("reward",))
     check_grpo(config)
-    if config.model is not None:
-        models.check_path(config.model)
     run = run if run is not None else Run()
     settings = run.settings
     torch.set_num_threads(settings.threads)

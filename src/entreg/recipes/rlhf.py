@@ -59,14 +59,13 @@ def check_rlhf(config: Config) -> None:
         raise ValueError(f"beta is {config.beta}; legal are finite numbers from 0")
     if not 0 <= config.clip <= 1:
         raise ValueError(f"clip is {config.clip}; legal are numbers from 0 to 1")
-    for path in (config.model, config.reward_model):
-        if path is not None:
-            models.check_path(path)
+    if config.reward_model is not None:
+        models.check_path(config.reward_model)
 
 
 def train(config: Config, run: Run | None = None) -> Summary:
     """Train reward model and policy; records, checkpoints and both models go to the run's folder."""
-    task = check(config)
+    task = check(config, ("reward", "kl") if config.beta else ("reward",))
     check_rlhf(config)
     run = run if run is not None else Run()
     settings = run.settings

@@ -41,9 +41,7 @@ class Config(LanguageConfig):
 
 def train(config: Config, run: Run | None = None) -> Summary:
     """Fine-tune one model; records, checkpoints and the model go to the run's folder."""
-    task = check(config)
-    if config.model is not None:
-        models.check_path(config.model)
+    task = check(config, ())
     run = run if run is not None else Run()
     settings = run.settings
     torch.set_num_threads(settings.threads)
