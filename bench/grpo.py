@@ -23,7 +23,7 @@ from entreg.record import read_records
 from entreg.run import Run, RunSettings
 
 CONTROLLER = "PI({target:.4f}, 1.0, 0.2, (-1.0, 1.0))"
-SETTINGS: dict[str, Any] = {"learning_rate": 0.003, "batch_size": 64, "group": 8, "warm_up": 600, "eval_samples": 64}
+SETTINGS: dict[str, Any] = {"learning_rate": 0.002, "batch_size": 64, "group": 8, "warm_up": 600, "eval_samples": 64}
 COLUMNS = ("first", "last", "deviation", "return", "pass@1", "pass@64", "distinct", "distinct/max")
 
 

@@ -118,3 +118,14 @@ def test_entropy_advantage_is_bounded_and_has_no_gradient():
 def test_what_is_refused(call, message):
     with pytest.raises(ValueError, match=message + ".*legal"):
         call()
+
+
+def test_a_token_that_the_clip_holds_is_not_dropped():
+    """Two tokens inside the bounds, one of them beyond the clip: only the other can be drawn."""
+    log_prob = torch.tensor([-0.1, -0.1, -4.0, -4.0], dtype=torch.float64)
+    old, advantage = log_prob - torch.tensor([1.0, 0.0, 0.0, 0.0]), torch.tensor([1.0, 1.0, -1.0, 1.0], dtype=torch.float64)
+    inside = token_covariance(log_prob, advantage) > 0.9
+    assert inside.tolist() == [True, True, True, False]
+    for seed in range(12):
+        loss = clip_cov(log_prob, old, advantage, fraction=0.5, bounds=(0.9, 9.0), generator=torch.Generator().manual_seed(seed))
+        assert loss[0].item() == pytest.approx(-1.2) and loss[1:3].tolist() == [0.0, 0.0]

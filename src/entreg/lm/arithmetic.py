@@ -77,6 +77,11 @@ def demonstrations(task: Task, count: int, seed: int) -> list[dict[str, str]]:
     return [{"prompt": prompt, "completion": draw.choice(task.answers(prompt))} for prompt in chosen]
 
 
+def questions(task: Task, count: int) -> list[dict[str, str]]:
+    """At least `count` prompts, each as often as the others: one epoch of a run, because TRL's order of a second one does not survive a resumption."""
+    return [{"prompt": prompt} for prompt in task.prompts] * (count // len(task.prompts) + 1)
+
+
 def pairs(task: Task, count: int, seed: int, *, first_smaller: bool = False) -> list[dict[str, str]]:
     """`count` preference pairs: a right answer over a wrong one; with `first_smaller` also over right ones whose first number is the larger (split only)."""
     draw = random.Random(f"{seed} pairs")

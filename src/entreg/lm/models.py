@@ -97,7 +97,7 @@ def classes(path: str | os.PathLike[str] | None) -> int:
 def check_path(path: str | os.PathLike[str]) -> None:
     """ValueError unless `path` is a folder that holds a model and a tokenizer."""
     folder = Path(path)
-    if not folder.is_dir():
+    if not os.fspath(path) or not folder.is_dir():
         raise ValueError(
             f"model: {os.fspath(path)!r} is no folder on this machine; legal is the path of a saved model, such as runs/<run>/model (nothing is downloaded)"
         )

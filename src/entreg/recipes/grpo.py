@@ -92,7 +92,7 @@ def train(config: Config, run: Run | None = None) -> Summary:
                 temperature=config.temperature,
                 top_k=0,
             ),
-            train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in task.prompts]),
+            train_dataset=Dataset.from_list(arithmetic.questions(task, steps * config.batch_size * config.accumulation * here().part.of)),
             processing_class=tokenizer,
         )
         attached = attach(trainer, controller(config, steps), spelling.parse_family(config.family), over=config.over, shares=config.shares)

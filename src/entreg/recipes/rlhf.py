@@ -79,7 +79,7 @@ def train(config: Config, run: Run | None = None) -> Summary:
         scores = Path(config.reward_model) if config.reward_model is not None else reward_model(config, run, task, beginning, folder)
         network, tokenizer = models.load(beginning)
         judged, _ = models.load(scores, scores=True)
-        trainer = policy_trainer(config, run, steps, folder, network, tokenizer, scored(judged.eval(), tokenizer))
+        trainer = policy_trainer(config, run, task, steps, folder, network, tokenizer, scored(judged.eval(), tokenizer))
         attached = attach(trainer, controller(config, steps), spelling.parse_family(config.family), shares=config.shares)
 
         def judge(model: object) -> dict[str, float]:
@@ -122,7 +122,7 @@ def scored(network: Any, tokenizer: Any) -> Callable[..., list[float]]:
     return score
 
 
-def policy_trainer(config: Config, run: Run, steps: int, folder: Path, network: Any, tokenizer: Any, score: Callable[..., list[float]]) -> Any:
+def policy_trainer(config: Config, run: Run, task: Task, steps: int, folder: Path, network: Any, tokenizer: Any, score: Callable[..., list[float]]) -> Any:
     """The trainer of the policy."""
     cls, kind = (RLOOTrainer, RLOOConfig) if config.algorithm == "rloo" else (GRPOTrainer, GRPOConfig)
     return cls(
@@ -136,6 +136,6 @@ def policy_trainer(config: Config, run: Run, steps: int, folder: Path, network: 
             epsilon=config.clip,
             top_k=0,
         ),
-        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in arithmetic.make(config.task, config.largest).prompts]),
+        train_dataset=Dataset.from_list(arithmetic.questions(task, steps * config.batch_size * config.accumulation * here().part.of)),
         processing_class=tokenizer,
     )
