@@ -143,7 +143,7 @@ def needs(controller: Controller[Any]) -> set[str]:
 
     def misses(name: str) -> bool:
         try:
-            controller.update(state, Observed(0.5, **{other: value for other, value in every.items() if other != name}))
+            controller.update(state, Observed(0.5)._replace(**{other: value for other, value in every.items() if other != name}))
         except ValueError:
             return True
         return False

@@ -66,15 +66,18 @@ def save(model: Any, tokenizer: Any, folder: Path) -> Path:
     return folder
 
 
-def load(path: str | os.PathLike[str], *, scores: bool = False) -> tuple[Any, Any]:
-    """Model and tokenizer of a folder on this machine; with `scores` the model gives one number a sequence (a reward model, its head new where it has none).
+def load(path: str | os.PathLike[str], *, scores: bool = False, seed: int = 0) -> tuple[Any, Any]:
+    """Model and tokenizer of a folder on this machine; with `scores` the model gives one number a sequence (a reward model, its head
+    drawn from the seed where it has none).
 
     Raises: `ValueError` where there is no such folder or it holds no model, and for a tokenizer that cannot pad.
     """
     check_path(path)
     tokenizer = load_tokenizer(path)
     if scores:
-        return AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, local_files_only=True, dtype=torch.float32), tokenizer
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, local_files_only=True, dtype=torch.float32), tokenizer
     return AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=torch.float32), tokenizer
 
 

@@ -94,7 +94,7 @@ def reward_model(config: Config, run: Run, task: Task, beginning: Path, folder: 
     target = folder / "reward"
     if (target / "config.json").is_file():  # of this run before it was resumed
         return target
-    network, tokenizer = models.load(beginning, scores=True)
+    network, tokenizer = models.load(beginning, scores=True, seed=run.settings.seed)
     steps = 2 if run.settings.dry_run else config.reward_steps
     how = {**running.arguments(folder, run, steps, config), "output_dir": str(folder / "reward-trainer"), "gradient_accumulation_steps": 1}
     rows = arithmetic.pairs(task, config.batch_size * steps, run.settings.seed)
