@@ -4,6 +4,7 @@
 #   ./setup.sh run        train PPO on CartPole-v1 with entropy regularisation beside a twin without
 #   ./setup.sh test       the test suite         ./setup.sh lint    ruff and mypy
 #   ./setup.sh check      the fast tests         ./setup.sh soak    the long fault tests
+#   ./setup.sh test-verl     the plugin for verl, in an environment of its own
 #   ./setup.sh test-triton   the Triton kernels, in Triton's interpreter where there is no GPU; in an environment of its own
 # PYTHON chooses the interpreter, TORCH_INDEX_URL the index torch comes from (PyTorch's CPU index spares people without a GPU gigabytes).
 set -euo pipefail
@@ -13,8 +14,8 @@ case "$task" in
     "" | run) extra=run ;;
     test | check | soak) extra=test ;;
     lint) extra=test,lint ;;
-    test-triton) extra="" ;;
-    *) echo "setup.sh: unknown task '$task': run, test, check, soak, lint, test-triton or nothing" >&2; exit 2 ;;
+    test-triton | test-verl) extra="" ;;
+    *) echo "setup.sh: unknown task '$task': run, test, check, soak, lint, test-triton, test-verl or nothing" >&2; exit 2 ;;
 esac
 extra="${ENTREG_EXTRA:-$extra}"
 [ "$task" = run ] && extra="$extra,fused"
@@ -56,6 +57,7 @@ test_triton() {  # its interpreter needs NumPy below 2.4
 }
 
 [ "$task" = test-triton ] && test_triton
+[ "$task" = test-verl ] && exec tests/verl.sh
 set_up
 export PATH="$PWD/.venv/bin:$PATH"
 case "$task" in

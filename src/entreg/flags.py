@@ -63,6 +63,11 @@ def build(kind: type, values: Mapping[str, Any]) -> Any:
     return kind(**given)
 
 
+def task_of(config: Any) -> str:
+    """What a recipe's config is about: its environment, or its task."""
+    return next(str(getattr(config, field.name)) for field in fields(config) if field.name in ("env", "task"))
+
+
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a JSON value (lists as tuples) is of this type; a whole number is a float too, a bool no number."""
     of, inside = get_origin(hint), get_args(hint)

@@ -169,6 +169,6 @@ def closing(summary: Summary, recipe: str, *, as_json: bool = False, report: Pat
     how = "finished" if summary.stopped is None else f"stopped ({summary.stopped})"
     metrics = "; ".join(f"{name} {number(value)}" for name, value in summary.metrics.items())
     going_on = summary.stopped in ("SIGINT", "SIGTERM", "max_time")
-    following = f"entreg train {recipe} --resume {summary.folder}" if going_on else f"entreg play {summary.folder}"
+    following = f"entreg train {recipe} --resume {summary.folder}" if going_on else summary.following or f"entreg play {summary.folder}"
     lines = [f"{how} at step {summary.step}" + (f": {metrics}" if metrics else ""), *([f"report: {report}"] if report else [])]
     return "\n".join([*lines, f"{summary.folder}: {following}"])
