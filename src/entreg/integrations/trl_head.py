@@ -114,7 +114,8 @@ def logits_of(hidden: Tensor, weight: Tensor, bias: Tensor | None, how: Mapping[
     z = torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias).float() * how["scale"]
     if how["softcap"] is not None:
         z = how["softcap"] * torch.tanh(z / how["softcap"])
-    return z / how["temperature"]
+    cooled: Tensor = z / how["temperature"]
+    return cooled
 
 
 def entropies(hidden: Tensor, weight: Tensor, bias: Tensor | None, family: Family, how: Mapping[str, Any]) -> Tensor:
@@ -135,4 +136,5 @@ def pulls(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, f
 
 
 def _chunks(rows: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-    return rows.split(max(1, ROWS // weight.shape[0]))
+    chunks: tuple[Tensor, ...] = rows.split(max(1, ROWS // weight.shape[0]))
+    return chunks

@@ -55,7 +55,7 @@ def _inside(x, columns, value, last):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _sums_kernel(  # type: ignore[no-untyped-def]
+def _sums_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0915  one pass is one kernel
     logits, row_stride, scales, support, support_stride, values, lasts, out, out_stride, V, softcap, order,
     ORDER: tl.constexpr, MEAN: tl.constexpr, SQUARE: tl.constexpr, COLLISION: tl.constexpr, CAPPED: tl.constexpr, MASKED: tl.constexpr, CUT: tl.constexpr,
     FLOOR: tl.constexpr, BLOCK: tl.constexpr,
