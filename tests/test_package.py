@@ -17,7 +17,7 @@ LEVELS = {
     0: {"reference"},
     1: {"functional", "kernels", "stacked", "distributions", "planning", "schedules", "control", "targets", "record", "disk", "statistics"},
     2: {"regularizer", "bridge", "spelling", "run", "checkpoint", "state", "finite", "folder", "sinks", "progress", "diagnosis", "linting", "guard"}
-    | {"rl", "vision", "lm", "integrations"},
+    | {"loop", "points", "rl", "vision", "lm", "integrations"},
     3: {"recipes", "sweep", "report", "policy"},
     4: {"cli", "flags", "__main__"},
 }

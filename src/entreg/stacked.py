@@ -278,3 +278,30 @@ def convolutions(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]], strides: Se
             y = torch.relu(torch.nn.functional.conv2d(y, weight[member].contiguous(memory_format=last), bias[member], stride))
         members.append(y.flatten(1).float())
     return torch.stack(members)
+
+
+def perceptrons(seeds: Sequence[int], sizes: Sequence[int], *, last: float = 1.0) -> tuple[FlatParameters, Tower]:
+    """One multilayer network a member and its tower, `sizes` from its inputs to its outputs, the weights drawn from the member's seed for relu.
+
+    Weights are normal with variance 2 / inputs, those of the last layer `last` / inputs; biases begin at 0.
+
+    >>> parameters, tower = perceptrons([0, 1], [3, 8, 2])
+    >>> parameters["weight0"].shape, tower
+    (torch.Size([2, 3, 8]), (('weight0', 'bias0'), ('weight1', 'bias1')))
+
+    Source: He et al. 2015 (arXiv:1502.01852), eq. 10.
+    """
+    layers = list(itertools.pairwise(sizes))
+    tower = tuple((f"weight{index}", f"bias{index}") for index in range(len(layers)))
+    shapes = {
+        name: shape
+        for (weight, bias), (inputs, outputs) in zip(tower, layers, strict=True)
+        for name, shape in ((weight, (inputs, outputs)), (bias, (outputs,)))
+    }
+    parameters = FlatParameters(len(seeds), shapes)
+    for member, seed in enumerate(seeds):
+        generator = torch.Generator().manual_seed(seed)
+        for layer, ((weight, _), (inputs, outputs)) in enumerate(zip(tower, layers, strict=True)):
+            scale = math.sqrt((last if layer == len(layers) - 1 else 2.0) / inputs)
+            parameters.plain[weight][member] = scale * torch.randn(inputs, outputs, generator=generator)
+    return parameters, tower

@@ -13,7 +13,14 @@ from entreg import statistics
 from entreg.report.data import Data, Group, Series, finite
 from entreg.report.markup import duration, number
 
-SCORES = (("return", 1), ("accuracy", 1), ("loss", -1))  # what a run is judged by, the first that it has; -1: less is better
+SCORES = (
+    ("return", 1),
+    ("answers", 1),
+    ("modes", 1),
+    ("accuracy", 1),
+    ("bits_per_character", -1),
+    ("loss", -1),
+)  # what a run is judged by, the first that it has; -1: less is better
 COLLAPSED = 0.05  # of the maximum entropy
 BELOW_BEST = 0.05  # of the range of scores: less than that below the best is noise
 SPELLED_OUT = 3  # comparisons with a sentence each; more are sorted by their verdict, the table has the numbers
