@@ -14,6 +14,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def _train(words: Sequence[str]) -> int:
     if flags.print_config:
         from entreg.folder import describe
 
-        print(describe(flags.recipe, config.env, config, settings).decode(), end="")
+        print(describe(flags.recipe, str(getattr(config, fields(config)[0].name)), config, settings).decode(), end="")  # what it is trained on stands first
         return 0
     run = run_for(Run(settings, command="entreg train " + shlex.join(words)))
     try:

@@ -103,18 +103,19 @@ def write_maps(folder: Path, maps: Mapping[str, Any]) -> None:
 
 
 def regularizer(
-    text: str, *, steps: int, maximum: float, family: str = "shannon", sense: Literal["maximize", "minimize"] = "maximize", rescue: Rule | None = None
+    text: str, *, steps: int, maximum: float | None, family: str = "shannon", sense: Literal["maximize", "minimize"] = "maximize", rescue: Rule | None = None
 ) -> EntropyRegularizer:
     """The regularizer of a coefficient's spelling, its open fields filled in; with `rescue` a target controller takes over when that rule is raised.
 
-    `maximum` is the largest entropy there is, of the family. ValueError where the spelling makes no sense, or a Tsallis entropy cannot be guarded.
+    `maximum` is the largest entropy there is, of the family; None where there is none. ValueError where the spelling makes no sense, or a
+    Tsallis entropy cannot be guarded.
     """
     parsed = spelling.parse_family(family)
     controller = targets.resolve(spelling.parse_controller(text), steps=steps, max_entropy=maximum, lr=RESCUE_RATE, init_coef=RESCUE_START, family=parsed.name)
     if rescue is not None:
         if parsed.name == "tsallis" and parsed.order != 1:
             raise ValueError(f"guard is rescue with family {family}, whose values are no nats; legal are shannon, renyi(order) and min_entropy")
-        wanted = {"marginal": 0.95 * rescue.maximum, "conditional": 0.5 * maximum, "policy": 0.25 * maximum}[rescue.kind]
+        wanted = {"marginal": 0.95, "conditional": 0.5, "policy": 0.25}[rescue.kind] * rescue.maximum
         controller = Guarded(controller, rescue, TargetEntropy(wanted, lr=RESCUE_RATE, init_coef=RESCUE_START))
     return EntropyRegularizer(controller, sense=sense)
 

@@ -80,9 +80,9 @@ def _classes(name: str, y: NDArray[np.generic] | None, items: int) -> NDArray[np
     if (found < 0).any():
         row = int(np.argmax(found < 0))
         raise ValueError(f"data: {name}, row {row}: y is {found[row]}; legal are classes from 0")
-    counts = np.bincount(found) if found.max() < items else np.zeros(1)
-    if (counts == 0).any():
-        row, empty = int(found.argmax()), int(np.setdiff1d(np.arange(found.max() + 1), found)[0])
+    used = set(found.tolist())
+    if len(used) <= found.max():
+        row, empty = int(found.argmax()), next(kind for kind in range(items) if kind not in used)
         raise ValueError(f"data: {name}: class {empty} has no item, and row {row} has class {found[row]}; legal are classes 0, 1, ... with an item each")
     return found
 

@@ -32,6 +32,10 @@ DRAWS = 16  # answers drawn for `coverage`
 class Config:
     """A bandit with many right answers; every bonus x coefficient x family x seed is a member."""
 
+    arms: int = 64
+    """Answers there are."""
+    right: int = 8
+    """Answers that earn 1; the others earn 0."""
     coef: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ("0.1", "0")
     """Entropy coefficient: a number or a controller; several to compare."""
     family: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ("shannon",)
@@ -40,10 +44,6 @@ class Config:
     """How the bonus is made: exact, sampled (the score function of the drawn answers), naive (-log p of the drawn answers, differentiated)."""
     seeds: int = 10
     """Members a setting, with seeds --seed, --seed + 1, ..."""
-    arms: int = 64
-    """Answers there are."""
-    right: int = 8
-    """Answers that earn 1; the others earn 0."""
     batch: int = 16
     """Answers drawn a step."""
     steps: int = 2000
