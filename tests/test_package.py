@@ -18,7 +18,7 @@ LEVELS = {
     1: {"functional", "kernels", "stacked", "distributions", "planning", "schedules", "control", "targets", "record", "disk", "statistics"}
     | {"calibration"},
     2: {"regularizer", "bridge", "spelling", "run", "checkpoint", "state", "finite", "folder", "sinks", "progress", "diagnosis", "linting", "guard"}
-    | {"rates", "rl", "vision", "lm", "integrations"},
+    | {"rates", "loop", "points", "rl", "vision", "lm", "integrations"},
     3: {"recipes", "sweep", "report", "policy"},
     4: {"cli", "flags", "__main__"},
 }

@@ -129,7 +129,7 @@ def test_the_command_line_trains_reports_and_prints_its_settings(data, tmp_path,
     page = (folder / "report.html").read_text()
     for title in ("Phase plane", "Recall of the worst class", "Expected calibration error", "Best temperature", "Pseudo-labels that are used"):
         assert title in page
-    assert "against the coefficient-0 twin" in page.lower() and "Classes did not collapse" in page or "Classes collapsed" in page
+    assert ("against the coefficient-0 twin" in page.lower() and "Classes did not collapse" in page) or "Classes collapsed" in page
     assert cli.main(["train", "fixmatch", "--print-config"]) == 0
     assert json.loads(capfd.readouterr().out)["task"] == "digits"
 
