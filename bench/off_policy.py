@@ -1,4 +1,4 @@
-"""Discrete control from a replay: sac_discrete, soft_q and dqn beside a2c on Acrobot-v1 and LunarLander-v3, each with its defaults.
+"""Discrete control from a replay: sac_discrete, soft_q and dqn beside a2c on Acrobot-v1 and LunarLander-v3, near their defaults.
 
     python -m bench.off_policy [--only TASK RECIPE] [--table] [--out FILE]
 
@@ -37,7 +37,11 @@ class Arm(NamedTuple):
 
 
 TASKS = {"acrobot": Task("Acrobot-v1", 50_000, 50, -100.0), "lunarlander": Task("LunarLander-v3", 100_000, 20, 200.0)}
-REPLAY = {"environments": 4}
+REPLAY = {
+    "environments": 4,
+    "updates_per_step": 0.5,
+    "learning_rate": "0.001",
+}  # DQN on Acrobot, two seeds, 40k steps: -111, -81; by the defaults in twice the time -91, -76
 MAIN = {
     "sac_discrete": Arm("sac_discrete", REPLAY),
     "soft_q": Arm("soft_q", REPLAY),

@@ -36,8 +36,6 @@ class ValueConfig(OffPolicyConfig):
     """A number or a schedule over the run."""
     learning_starts: int = 1000
     """Environment steps of each member with random actions before the first gradient step."""
-    updates_per_step: float = 0.25
-    """Gradient steps for each environment step of a member."""
     batch_size: int = 128
     """Transitions of a gradient step, drawn uniformly from the member's replay."""
     buffer_size: int = 100_000
@@ -62,7 +60,7 @@ class QConfig(ValueConfig):
 
     exploration: Exploration = "epsilon_greedy"
     """epsilon_greedy: any action with probability epsilon. boltzmann: the policy softmax(Q / coef). noisy_net: noise on the weights, learned."""
-    epsilon: str = "linear(1, 0.05, 4000)"
+    epsilon: str = "linear(1, 0.05, 10000)"
     """Probability of a random action: a number or a schedule in gradient steps."""
     sigma: float = 0.5
     """Initial noise of noisy_net, divided by the square root of a layer's inputs."""
