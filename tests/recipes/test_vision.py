@@ -171,7 +171,7 @@ def test_images_that_are_not_finite_write_nothing(tmp_path):
 def test_a_network_that_diverges_is_stopped(data, tmp_path):
     from entreg.run import NonFinite
 
-    with pytest.raises(NonFinite, match="(loss|parameters|logits of the test images) at step"):
+    with pytest.raises(NonFinite, match=r"(loss|parameters|logits of the test images) at step"):
         trained("classifier", data, tmp_path, learning_rate="1e30")
 
 

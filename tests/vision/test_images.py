@@ -173,5 +173,5 @@ def test_a_hub_data_set_with_a_torn_picture_other_columns_or_none_at_all(tmp_pat
         images.load("cifar10", str(path))
     with pytest.raises(ValueError, match="data svhn train has the columns img, label; legal are image and label"):
         images.load("svhn", str(path))
-    with pytest.raises(ValueError, match="data cifar100: .*nowhere cannot be loaded by datasets"):
+    with pytest.raises(ValueError, match=r"data cifar100: .*nowhere cannot be loaded by datasets"):
         images.load("cifar100", str(tmp_path / "nowhere"))
