@@ -22,7 +22,7 @@ COLOUR = ("autocontrast", "brightness", "colour", "contrast", "equalize", "poste
 class Augmentation:
     """`weak` and `strong` for images of one shape; gray ones come in black from outside, those in colour are continued by their mirror image.
 
-    Source: Cubuk et al. 2020 (arXiv:1909.13719) with the ranges of Sohn et al. 2020 (arXiv:2001.07685), table 12; DeVries and Taylor 2017 for the cut.
+    Source: Cubuk et al. 2020 (arXiv:1909.13719) with the ranges of Sohn et al. 2020 (arXiv:2001.07685); DeVries and Taylor 2017 for the cut.
     There the operations follow each other; here all warps of an image are one, and what concerns colour comes after it.
     """
 
