@@ -74,4 +74,5 @@ def recalls(predicted: ArrayLike, labels: ArrayLike, classes: int) -> NDArray[np
     guess, truth = np.asarray(predicted), np.asarray(labels)
     count = np.bincount(truth, minlength=classes).astype(np.float64)
     hits = np.bincount(truth[guess == truth], minlength=classes)
-    return np.divide(hits, count, out=np.full(classes, np.nan), where=count > 0)
+    found: NDArray[np.float64] = np.divide(hits, count, out=np.full(classes, np.nan), where=count > 0)
+    return found

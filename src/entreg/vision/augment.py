@@ -74,7 +74,8 @@ class Augmentation:
         slope = shear.atan()
         matrix = get_affine_matrix2d(shift, centre, torch.ones(len(images), 2), angle, slope[:, 0], slope[:, 1])
         padding = "zeros" if self.channels == 1 else "reflection"
-        return warp_affine(images, matrix[:, :2], (self.height, self.width), padding_mode=padding, align_corners=True)
+        found: Tensor = warp_affine(images, matrix[:, :2], (self.height, self.width), padding_mode=padding, align_corners=True)
+        return found
 
     def _cut(self, images: Tensor, draws: Tensor) -> Tensor:
         """A square around a random pixel becomes black, in colour gray."""
@@ -100,7 +101,8 @@ def _brightness(images: Tensor, draws: Tensor) -> Tensor:
 def _contrast(images: Tensor, draws: Tensor) -> Tensor:
     from kornia.enhance import adjust_contrast_with_mean_subtraction
 
-    return adjust_contrast_with_mean_subtraction(images, _factor(draws))
+    found: Tensor = adjust_contrast_with_mean_subtraction(images, _factor(draws))
+    return found
 
 
 def _colour(images: Tensor, draws: Tensor) -> Tensor:
@@ -112,25 +114,29 @@ def _colour(images: Tensor, draws: Tensor) -> Tensor:
 def _autocontrast(images: Tensor, draws: Tensor) -> Tensor:
     from kornia.enhance import normalize_min_max
 
-    return normalize_min_max(images)
+    found: Tensor = normalize_min_max(images)
+    return found
 
 
 def _equalize(images: Tensor, draws: Tensor) -> Tensor:
     from kornia.enhance import equalize
 
-    return equalize(images)
+    found: Tensor = equalize(images)
+    return found
 
 
 def _posterize(images: Tensor, draws: Tensor) -> Tensor:
     from kornia.enhance import posterize
 
-    return posterize(images, 4 + (draws * 5).int())
+    found: Tensor = posterize(images, 4 + (draws * 5).int())
+    return found
 
 
 def _sharpness(images: Tensor, draws: Tensor) -> Tensor:
     from kornia.enhance import sharpness
 
-    return sharpness(images, _factor(draws))
+    found: Tensor = sharpness(images, _factor(draws))
+    return found
 
 
 def _solarize(images: Tensor, draws: Tensor) -> Tensor:
