@@ -81,6 +81,16 @@ def test_a_run_that_was_cut_goes_on_bit_for_bit(case, data, tmp_path):
         )
 
 
+def test_a_run_goes_on_with_its_own_images_only(data, tmp_path):
+    file = tmp_path / "mine.npz"
+    with np.load(data) as given:
+        np.savez(file, images=given["images"], labels=given["labels"])
+        first = trained("classifier", str(file), None, Cut(RunSettings(out=tmp_path / "runs", quiet=True)))
+        np.savez(file, images=1 - given["images"], labels=given["labels"])
+    with pytest.raises(ValueError, match=r"mine\.npz does not hold the images that this run began with"):
+        trained("classifier", str(file), None, Run(RunSettings(out=tmp_path / "runs", quiet=True, resume=str(first.folder))))
+
+
 def test_a_member_is_the_run_it_would_be_alone(data, tmp_path):
     together = trained("fixmatch", data, tmp_path / "two", align=False, prior=("uniform",), family=("shannon",))
     (alone,) = (
@@ -186,3 +196,26 @@ def test_the_hinge_leaves_undecided_predictions_alone_and_smoothing_is_torchs():
         grads.append(study.network.parameters.grad)
     torch.testing.assert_close(grads[0], grads[1])
     assert not torch.allclose(grads[0], grads[2], rtol=1e-3)
+
+
+def digits(recipe, folder, **changes):
+    """Accuracy, worst recall and effective classes at the end, means over the seeds of each setting in turn."""
+    pytest.importorskip("sklearn")
+    config = recipe.Config(**{"seeds": 3, "steps": 300, **changes})
+    summary = recipe.train(config, Run(RunSettings(out=folder, quiet=True)))
+    last = [line for line in read_records(summary.folder).lines if line["step"] == config.steps and "member" in line]
+    rows = np.array([[line["balanced_accuracy"], line["worst_recall"], line["marginal/perplexity"]] for line in last])
+    return rows.reshape(-1, config.seeds, 3).mean(1)
+
+
+@pytest.mark.slow
+def test_digits_entropy_minimisation_loses_classes_without_the_marginal(tmp_path):
+    """Twenty labels; bench/ssl.py has ten seeds. A strong term makes the collapse visible in 300 steps."""
+    without, with_marginal = digits(pseudo_label, tmp_path, method="entropy", conditional=("1",), marginal=("0", "1"))
+    assert with_marginal[0] > without[0] + 0.01 and with_marginal[1] > without[1] + 0.05 and with_marginal[2] > without[2], (without, with_marginal)
+
+
+@pytest.mark.slow
+def test_digits_a_bonus_on_the_conditional_entropy_of_unlabelled_images_hurts(tmp_path):
+    plain, bonus = (digits(fixmatch, tmp_path, seeds=2, sense=("maximize",), conditional=(coef,))[0] for coef in ("0", "0.5"))
+    assert bonus[0] < plain[0] - 0.03, (plain, bonus)

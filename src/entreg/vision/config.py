@@ -62,6 +62,8 @@ class SemiConfig(ClassifierConfig):
 
     labels: int = 20
     """How many training images keep their label, evenly over classes; 0: all."""
+    steps: int = 500
+    """Gradient steps."""
     ratio: int = 7
     """Unlabelled images of a step for each labelled one."""
     unlabelled_coef: float = 1.0

@@ -6,6 +6,7 @@ before anything is written.
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -45,6 +46,13 @@ class Images(NamedTuple):
     test: Tensor
     test_label: Tensor
     classes: int
+
+    def checksum(self) -> str:
+        """What tells these images and labels from others."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.label, self.test, self.test_label):
+            digest.update(np.ascontiguousarray(part.numpy()))
+        return digest.hexdigest()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -148,7 +156,9 @@ def _stacked(pictures: Iterable[tuple[str, Any]]) -> Tensor:
     for name, given in pictures:
         try:
             with Image.open(given) as picture:
-                one = np.asarray(picture.convert("L" if picture.mode in ("1", "L", "I;16") else "RGB"))
+                if picture.mode not in EIGHT_BITS:
+                    raise ValueError(f"its mode is {picture.mode}, legal are {', '.join(EIGHT_BITS)}")
+                one = np.asarray(picture.convert("L" if picture.mode in GRAY else "RGB"))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"data: {name} is no image that can be decoded: {str(error) or type(error).__name__}") from None
         if found and one.shape != found[0].shape:
@@ -162,6 +172,8 @@ def _stacked(pictures: Iterable[tuple[str, Any]]) -> Tensor:
 
 
 Part = tuple[Tensor, Tensor]  # images and labels
+GRAY = ("1", "L", "LA")  # modes of PIL; those of more than eight bits would be clipped
+EIGHT_BITS = (*GRAY, "P", "RGB", "RGBA", "CMYK", "YCbCr")
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 
 

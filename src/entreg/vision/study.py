@@ -39,7 +39,7 @@ class Study(loop.Fit):
     def __init__(self, config: ClassifierConfig, members: Sequence[Mapping[str, Any]], steps: int) -> None:
         self.config, self.members, self.steps = config, members, steps
         self.images = images.load(config.data, config.folder, config.holdout)
-        label = self.images.label.numpy()
+        self.checksum, label = self.images.checksum(), self.images.label.numpy()
         seeds = [int(member["seed"]) for member in members]
         parts = [split.split(label, self.images.classes, config.labels, config.imbalance, of) for of in loop.generators(seeds, STREAM + 1)]
         self.labelled = torch.from_numpy(np.stack([part.labelled for part in parts]))
@@ -140,6 +140,7 @@ class Study(loop.Fit):
 
     def state_dict(self) -> dict[str, Any]:
         return {
+            "data": self.checksum,
             "network": networks.state_of(self.network),
             "teacher": networks.state_of(self.teacher),
             "optimizer": self.optimizer.state_dict(),
@@ -149,6 +150,8 @@ class Study(loop.Fit):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state["data"] != self.checksum:
+            raise ValueError(f"data: {self.config.data} does not hold the images that this run began with; legal are those")
         networks.load_state(self.network, state["network"])
         networks.load_state(self.teacher, state["teacher"])
         self.optimizer.load_state_dict(state["optimizer"])
