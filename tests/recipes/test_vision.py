@@ -53,7 +53,7 @@ def trained(case, data, folder, run=None, **changes):
 
 
 class Cut(Run):
-    """A run that ends as after a signal at step 5, and has saved at step 3 or before."""
+    """A run that is told to stop after a few steps."""
 
     def check_finite(self, step, **tensors):
         super().check_finite(step, **tensors)
