@@ -191,7 +191,7 @@ def test_the_hinge_leaves_undecided_predictions_alone_and_smoothing_is_torchs():
     grads = []
     for coef, hinge in (("0", 1.0), ("0.3", 0.5), ("0.3", 1.0)):
         study = classifier.Penalised(classifier.Config(coef=(coef,), hinge=(hinge,), hidden=(4,), smoothing=(0.1,), batch_size=32), [0], 10)
-        study.network.parameters.data.mul_(0.01)
+        study.network.parameters.data.mul_(0.5)
         study.network.parameters.backward(*study.losses(0.0))
         grads.append(study.network.parameters.grad)
     torch.testing.assert_close(grads[0], grads[1])

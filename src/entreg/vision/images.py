@@ -212,7 +212,7 @@ def _opened(chosen: Sequence[tuple[Path, int]]) -> Part:
 def _npz(path: Path) -> tuple[Part, Part | None]:
     """`images` with `labels`, and perhaps `test_images` with `test_labels`."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:  # numpy leaves a torn file open
             arrays = {name: file[name] for name in file.files}
     except Exception as error:  # zipfile, zlib, numpy and the system each have their own
         raise ValueError(f"data: {path} cannot be read as .npz with arrays of numbers: {error}") from None
