@@ -126,3 +126,12 @@ def test_a_rescue_aims_at_what_its_rule_wants():
         assert isinstance(controller, Guarded) and isinstance(controller.rescue, TargetEntropy)
         aims[kind] = controller.rescue.target
     assert aims == {"marginal": 1.9, "conditional": LARGEST / 2, "policy": LARGEST / 4}
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path):
+    go(tmp_path, Falling())
+    other = Falling()
+    other.source = loop.digest(np.ones(3), None)
+    with pytest.raises(ValueError, match="the data are not those that this run began with"):
+        go(tmp_path, other, resume="latest")
+    assert loop.digest(np.ones(3)) != loop.digest(np.zeros(3))

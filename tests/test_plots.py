@@ -18,7 +18,9 @@ def read(folder, given):
 
 
 def test_a_line_has_the_colour_and_the_button_of_its_setting(tmp_path):
-    (figure,), notes = read(tmp_path, [{"title": "T", "x": "a", "y": "b", "caption": "c", "series": [LINE | {"low": [1, 2], "high": [3, 4], "text": ["p", "<q>"]}]}])
+    (figure,), notes = read(
+        tmp_path, [{"title": "T", "x": "a", "y": "b", "caption": "c", "series": [LINE | {"low": [1, 2], "high": [3, 4], "text": ["p", "<q>"]}]}]
+    )
     groups = data.digest(CONFIG, []).groups
     band, line = figure.plot["data"]
     assert notes == [] and figure.caption == "c" and figure.metric.title == "T"

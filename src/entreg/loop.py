@@ -5,6 +5,7 @@ A recipe is a `Fit`: M members that take the same steps, seeds varying fastest. 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import time
@@ -37,6 +38,7 @@ class Fit(ABC):
     steps: int
     rules: Sequence[Rule] = ()
     lines: int = LINES
+    source: str = ""  # a digest of the data, which a resumed run must find again
 
     @abstractmethod
     def update(self, step: int) -> Mapping[str, Any]:
@@ -158,6 +160,15 @@ def load_streams(streams: Sequence[np.random.Generator], state: Mapping[str, Any
         stream.bit_generator.state = state[str(index)]
 
 
+def digest(*arrays: Any) -> str:
+    """A digest of arrays, those that are None left out."""
+    found = hashlib.sha256()
+    for array in arrays:
+        if array is not None:
+            found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
+
+
 def prepare(run: Run, steps: int) -> int:
     """Settle torch as the run wants it; the steps that it takes, two of a dry run."""
     torch.set_num_threads(run.settings.threads)
@@ -185,13 +196,16 @@ class _Loop:
         self.clock = time.perf_counter(), 0
         state = run.restore()
         if state is not None:
+            if state["source"] != fit.source:
+                raise ValueError("resume: the data are not those that this run began with; legal are those")
             self.step, self.final, self.handed = int(state["step"]), state["final"], state["handed"]
             self.clock = time.perf_counter(), self.step
             self.guard.load_state_dict(state["guard"])
             fit.load_state_dict(state["fit"])
 
     def state(self) -> dict[str, Any]:
-        return {"step": self.step, "final": self.final, "handed": self.handed, "guard": self.guard.state_dict(), "fit": self.fit.state_dict()}
+        kept = {"step": self.step, "final": self.final, "handed": self.handed, "source": self.fit.source}
+        return {**kept, "guard": self.guard.state_dict(), "fit": self.fit.state_dict()}
 
     def go(self) -> Summary:
         run, fit = self.run, self.fit

@@ -10,7 +10,7 @@ import torch
 from entreg import cli
 from entreg.functional import parzen, renyi
 from entreg.recipes import gan
-from entreg.recipes.gan import Config, Gan, source
+from entreg.recipes.gan import Config, Gan, real
 from entreg.record import read_records
 from entreg.run import Run, RunSettings
 from tests.faults import final_state, lasting
@@ -36,11 +36,11 @@ def test_the_annealed_parzen_term_covers_the_ring_in_every_seed(tmp_path):
 
 
 def test_places_of_a_ring_and_a_grid():
-    ring = source(Config(data="ring", modes=4, std=0.1))
+    ring = real(Config(data="ring", modes=4, std=0.1))
     mode, good = ring.place(torch.tensor([[1.0, 0.0], [0.0, 1.29], [0.0, 1.31], [-0.9, 0.1]]))
     assert mode.tolist() == [0, 1, 1, 2] and good.tolist() == [True, True, False, True]
     assert ring.softness == pytest.approx(math.sqrt(2) / 2)
-    grid = source(Config(data="grid", modes=9))
+    grid = real(Config(data="grid", modes=9))
     assert grid.centres.shape == (9, 2) and grid.centres.abs().max() == 1 and grid.softness == 0.5
     drawn = ring.draw([np.random.default_rng(0)], 4000)[0]
     mode, good = ring.place(drawn)
@@ -55,16 +55,16 @@ def items(folder, **arrays):
 def test_places_of_items_are_those_of_their_nearest(tmp_path):
     rng = np.random.default_rng(0)
     x = np.concatenate([rng.normal(size=(50, 3)), rng.normal(size=(50, 3)) + 8])
-    given = source(Config(data=items(tmp_path, x=x, y=np.arange(100) // 50), bonus=("classifier",)))
+    given = real(Config(data=items(tmp_path, x=x, y=np.arange(100) // 50), bonus=("classifier",)))
     mode, good = given.place(torch.cat([given.items[[3, 70]], given.items[[3]] + 5]))
     assert mode[:2].tolist() == [0, 1] and good.tolist() == [True, True, False]
     apart = np.sort(np.linalg.norm(given.items.numpy()[:, None] - given.items.numpy(), axis=-1), axis=1)[:, 1]
     assert given.near == pytest.approx(np.quantile(apart, 0.95), rel=1e-4)
     np.testing.assert_allclose(given.centres[1].numpy(), given.items[50:].mean(0).numpy(), rtol=1e-5)
-    plain = source(Config(data=items(tmp_path, x=x)))
+    plain = real(Config(data=items(tmp_path, x=x)))
     assert plain.classes is None and len(plain.centres) == 1
     with pytest.raises(ValueError, match=r"items\.npz has no classes y; legal are parzen and knn"):
-        source(Config(data=items(tmp_path, x=x), bonus=("classifier",)))
+        real(Config(data=items(tmp_path, x=x), bonus=("classifier",)))
 
 
 def test_digits_can_be_made(tmp_path):
@@ -85,7 +85,7 @@ def test_each_bonus_is_its_entropy_and_reaches_the_generator():
         if bonus == "parzen":
             torch.testing.assert_close(value, parzen(samples, 0.3))
         if bonus == "classifier":
-            posterior = torch.softmax(-(torch.cdist(samples, fit.source.centres) ** 2) / (2 * fit.source.softness**2), -1).mean(0)
+            posterior = torch.softmax(-(torch.cdist(samples, fit.real.centres) ** 2) / (2 * fit.real.softness**2), -1).mean(0)
             torch.testing.assert_close(value, -posterior.square().sum().log())
             assert fit.families[0] == renyi(2)
 
@@ -98,16 +98,16 @@ def test_the_gradient_penalty_is_that_of_finite_differences():
     with torch.no_grad():
         samples = twin.noise(4) @ twin.generator.plain["weight0"] + twin.generator.plain["bias0"][:, None]
         samples = torch.relu(samples) @ twin.generator.plain["weight1"]
-    real, mixed = twin.source.draw(twin.streams, 4), twin.streams[0].random((4, 1), dtype=np.float32)
+    drawn, mixed = twin.real.draw(twin.streams, 4), twin.streams[0].random((4, 1), dtype=np.float32)
     weights = {name: value[0].double() for name, value in twin.critic.plain.items()}
 
     def critic(x):
         return torch.relu(x @ weights["weight0"] + weights["bias0"]) @ weights["weight1"]
 
-    between = (torch.from_numpy(mixed) * real[0] + (1 - torch.from_numpy(mixed)) * samples[0]).double()
+    between = (torch.from_numpy(mixed) * drawn[0] + (1 - torch.from_numpy(mixed)) * samples[0]).double()
     steps = torch.eye(2, dtype=torch.float64) * 1e-6
     slope = torch.stack([(critic(between + step) - critic(between - step))[:, 0] / 2e-6 for step in steps], 1)
-    expected = critic(samples[0].double()).mean() - critic(real[0].double()).mean() + 3.0 * (slope.norm(dim=1) - 1).square().mean()
+    expected = critic(samples[0].double()).mean() - critic(drawn[0].double()).mean() + 3.0 * (slope.norm(dim=1) - 1).square().mean()
     assert loss == pytest.approx(float(expected), rel=1e-4)
 
 
@@ -125,16 +125,16 @@ def test_members_are_the_runs_they_would_be_alone(tmp_path):
 def test_stopped_and_resumed_is_uninterrupted(tmp_path, monkeypatch, words):
     base = ["train", "gan", "--steps", "30", "--seeds", "2", "--hidden", "8", "--batch", "16", "--quiet", "--checkpoint-every", "0", *words]
     assert cli.main([*base, "--out", str(tmp_path / "whole")]) == 0
-    real = Gan.update
+    whole = Gan.update
 
     def interrupted(self, step):
         if step == 17:
             raise KeyboardInterrupt
-        return real(self, step)
+        return whole(self, step)
 
     monkeypatch.setattr(Gan, "update", interrupted)
     assert cli.main([*base, "--out", str(tmp_path / "cut")]) == 130
-    monkeypatch.setattr(Gan, "update", real)
+    monkeypatch.setattr(Gan, "update", whole)
     assert cli.main(["train", "gan", "--resume", "latest", "--out", str(tmp_path / "cut"), "--quiet", "--checkpoint-every", "0"]) == 0
     (expected,), (folder,) = (list((tmp_path / name).iterdir()) for name in ("whole", "cut"))
     assert lasting(folder) == lasting(expected)

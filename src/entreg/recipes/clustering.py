@@ -101,6 +101,7 @@ class Clustering(loop.Fit):
         self.clusters = config.clusters or (0 if self.data.y is None else int(self.data.y.max()) + 1)
         if not 2 <= self.clusters <= len(self.data.x):
             raise ValueError(f"clusters is {config.clusters}, and {config.data} has no classes to count; legal are integers from 2 to {len(self.data.x)}")
+        self.source = loop.digest(self.data.x, self.data.y)
         self.prior = points.prior(config.prior, self.clusters)
         plain = [{"method": method, "seed": seed} for method in METHODS[1:] if method in config.method for seed in seeds]
         several = {"match": config.match} if len(config.match) > 1 else {}

@@ -133,7 +133,7 @@ class Source(NamedTuple):
         return float(apart[apart > 0].min()) / 2
 
 
-def source(config: Config) -> Source:
+def real(config: Config) -> Source:
     """The real distribution that `config` names."""
     if config.data == "ring":
         angle = 2 * math.pi * torch.arange(config.modes) / config.modes
@@ -156,10 +156,11 @@ class Gan(loop.Fit):
     """Stacked generators and critics of all members."""
 
     def __init__(self, config: Config, seeds: Sequence[int], steps: int) -> None:
-        self.config, self.steps, self.source = config, steps, source(config)
+        self.config, self.steps, self.real = config, steps, real(config)
+        self.source = loop.digest(self.real.items, self.real.classes)
         self.members = loop.combinations(seeds, coef=config.coef, bonus=config.bonus, family=config.family)
         own = [int(member["seed"]) for member in self.members]
-        self.size, kinds = self.source.centres.shape[1], len(self.source.centres)
+        self.size, kinds = self.real.centres.shape[1], len(self.real.centres)
         self.generator, self.makes = perceptrons(own, (config.latent, *config.hidden, self.size))
         self.critic, self.judges = perceptrons([seed + 2**32 for seed in own], (self.size, *config.hidden, 1))
         self.adams = [StackedAdam(network, betas=(0.5, 0.999), eps=1e-8) for network in (self.generator, self.critic)]
@@ -177,7 +178,7 @@ class Gan(loop.Fit):
             )
             for member, family in zip(self.members, self.families, strict=True)
         ]
-        some = self.source.draw(loop.generators([0], 0xBA), 500)[0]
+        some = self.real.draw(loop.generators([0], 0xBA), 500)[0]
         self.bandwidth = config.bandwidth or float(torch.pdist(some).median()) / 10
         self.rules = (Rule("marginal", math.log(kinds), grace=20),) if kinds > 1 else ()
         self.latest: dict[str, Tensor] = {}
@@ -203,14 +204,14 @@ class Gan(loop.Fit):
         batch = self.config.batch
         with torch.no_grad():
             samples = mlps(self.noise(batch), self.generator, [self.makes], "relu")[0]
-        real = self.source.draw(self.streams, batch)
+        drawn = self.real.draw(self.streams, batch)
         if self.config.loss == "non_saturating":
-            score = mlps(torch.cat([real, samples], 1), self.critic, [self.judges], "relu")[0].flatten(1)
+            score = mlps(torch.cat([drawn, samples], 1), self.critic, [self.judges], "relu")[0].flatten(1)
             loss = torch.nn.functional.softplus(-score[:, :batch]).mean(1) + torch.nn.functional.softplus(score[:, batch:]).mean(1)
         else:
-            score = plain_mlp(torch.cat([real, samples], 1), self.critic, self.judges, torch.relu).flatten(1)
+            score = plain_mlp(torch.cat([drawn, samples], 1), self.critic, self.judges, torch.relu).flatten(1)
             mixed = torch.from_numpy(np.stack([stream.random((batch, 1), dtype=np.float32) for stream in self.streams]))
-            between = (mixed * real + (1 - mixed) * samples).requires_grad_()
+            between = (mixed * drawn + (1 - mixed) * samples).requires_grad_()
             total = plain_mlp(between, self.critic, self.judges, torch.relu).sum()
             (slope,) = torch.autograd.grad(total, between, create_graph=True)
             steepness = (slope.square().sum(-1) + 1e-12).sqrt()
@@ -233,8 +234,8 @@ class Gan(loop.Fit):
             return functional.parzen(samples, self.bandwidth)
         if bonus == "knn":
             return functional.knn_entropy(samples, family=self.families[member])
-        apart = (samples[:, None] - self.source.centres).square().sum(-1)
-        return functional.marginal_entropy(-apart / (2 * self.source.softness**2), self.families[member])
+        apart = (samples[:, None] - self.real.centres).square().sum(-1)
+        return functional.marginal_entropy(-apart / (2 * self.real.softness**2), self.families[member])
 
     @torch.no_grad()
     def samples(self, count: int) -> Tensor:
@@ -245,10 +246,10 @@ class Gan(loop.Fit):
     def rows(self, step: int, *, evaluate: bool) -> Sequence[loop.Row]:
         found = []
         for index, samples in enumerate(self.samples(SAMPLES if evaluate else LOOKED_AT)):
-            mode, good = self.source.place(samples)
+            mode, good = self.real.place(samples)
             facts = {"high_quality": float(good.float().mean())}
             if self.rules:
-                share = torch.bincount(mode, minlength=len(self.source.centres)) / len(mode)
+                share = torch.bincount(mode, minlength=len(self.real.centres)) / len(mode)
                 entropy = float(torch.special.entr(share).sum())
                 full = torch.bincount(mode[good], minlength=len(share)) >= COVERED * len(mode) / len(share)
                 facts = {"modes": float(full.sum()), **facts, "marginal": entropy, "modes/perplexity": math.exp(entropy)}
@@ -262,19 +263,19 @@ class Gan(loop.Fit):
         np.savez_compressed(file, x=drawn.numpy())
         disk.replace_file(run.folder / "samples.npz", file.getvalue())
         plots, maps, bars = list[Any](), {}, []
-        kinds = [str(kind) for kind in range(len(self.source.centres))]
+        kinds = [str(kind) for kind in range(len(self.real.centres))]
         for group, (name, of) in enumerate(loop.settings(self.members).items()):
             samples = drawn[of[0]]
-            if self.source.picture is not None:
+            if self.real.picture is not None:
                 side = math.isqrt(SHOWN)
-                tiles = torch.nn.functional.pad(samples[:SHOWN].unflatten(-1, self.source.picture), (0, 1, 0, 1), value=float(samples[:SHOWN].min()))
+                tiles = torch.nn.functional.pad(samples[:SHOWN].unflatten(-1, self.real.picture), (0, 1, 0, 1), value=float(samples[:SHOWN].min()))
                 maps[f"Samples: {name}"] = torch.cat([torch.cat(list(row), 1) for row in tiles.split(side)])
             elif self.size == 2:
-                real = {"name": "centre of a mode", "x": self.source.centres[:, 0].tolist(), "y": self.source.centres[:, 1].tolist()}
+                centres = {"name": "centre of a mode", "x": self.real.centres[:, 0].tolist(), "y": self.real.centres[:, 1].tolist()}
                 own = {"name": name, "group": group, "x": samples[:, 0].tolist(), "y": samples[:, 1].tolist()}
-                series = [own, real] if self.source.items is None else [own]
+                series = [own, centres] if self.real.items is None else [own]
                 plots.append({"title": f"Samples: {name}", "kind": "points", "x": "", "y": "", "series": series})
-            count = np.mean([np.bincount(self.source.place(drawn[one])[0].numpy(), minlength=len(kinds)) / LOOKED_AT for one in of], 0)
+            count = np.mean([np.bincount(self.real.place(drawn[one])[0].numpy(), minlength=len(kinds)) / LOOKED_AT for one in of], 0)
             bars.append({"name": name, "group": group, "x": kinds, "y": count.tolist()})
         if self.rules:
             plots.append({"title": "Samples at each mode", "kind": "bars", "x": "mode", "y": "share, mean over seeds", "series": bars})
@@ -311,4 +312,4 @@ def train(config: Config, run: Run | None = None) -> Summary:
     run = run if run is not None else Run()
     steps = loop.prepare(run, config.steps)
     fit = Gan(config, range(run.settings.seed, run.settings.seed + config.seeds), steps)
-    return loop.train("gan", fit.source.name, config, run, fit, config.guard)
+    return loop.train("gan", fit.real.name, config, run, fit, config.guard)

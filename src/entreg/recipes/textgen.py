@@ -100,6 +100,7 @@ class TextGen(loop.Fit):
         split = text.load(config.text)
         self.words = text.Vocabulary(split.train, config.vocabulary)
         self.train, self.valid, self.test = (self.words.joined(part) for part in split)
+        self.source = loop.digest(self.train, self.valid, self.test)
         if min(len(self.valid), len(self.test)) <= config.context + 1:
             raise ValueError(f"context is {config.context}, and the text to judge by has {len(self.test)} tokens; legal is a longer text or a shorter context")
         self.references = [" ".join(part.split()).split() for part in split.test]
