@@ -236,7 +236,10 @@ def warn_of_uniform_targets(learner: OffPolicy) -> None:
         said.add((member.coef, member.family))
         actions = learner.head.outputs
         share = f"; its best action of {actions} may hold {most_greedy(target, actions):.3f}" if family.name == "shannon" else ""
-        text = f"coef {member.coef}: a target of {target / float(largest):.2f} of the largest entropy is almost uniform{share}"
+        if target > float(largest):
+            share = "; no policy reaches it, and a learned coefficient grows to its bound"
+        kind = "above what there is" if target > float(largest) else "almost uniform"
+        text = f"coef {member.coef}: a target of {target / float(largest):.2f} of the largest entropy is {kind}{share}"
         learner.run.event(0, "almost_uniform", text)
         warn(text)
 
