@@ -51,7 +51,7 @@ class Images(NamedTuple):
         """What tells these images and labels from others."""
         digest = hashlib.sha256()
         for part in (self.train, self.label, self.test, self.test_label):
-            digest.update(np.ascontiguousarray(part.numpy()))
+            digest.update(part.numpy().tobytes())
         return digest.hexdigest()
 
     @property

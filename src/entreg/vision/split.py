@@ -85,6 +85,6 @@ def estimated(probs: NDArray[np.float64], trained: NDArray[np.float64], steps: i
     for _ in range(steps):
         weighted = probs * (shares / trained)
         shares = (weighted / weighted.sum(1, keepdims=True)).mean(0)
-    shares = np.maximum(shares, 1e-3)
-    shares /= shares.sum()
-    return shares
+    kept: NDArray[np.float64] = np.maximum(shares, 1e-3)
+    kept /= kept.sum()
+    return kept

@@ -87,7 +87,7 @@ class Study(loop.Fit):
         found = images.as_float(self.images.train[rows.flatten()])
         draws = self.uniforms(rows.shape[1], DRAWS).flatten(0, 1)
         changed = self.augmentation.strong(found, draws) if strong else self.augmentation.weak(found, draws)
-        return self.scaled(changed).unflatten(0, rows.shape)
+        return self.scaled(changed).view(*rows.shape, *self.images.shape)
 
     def scaled(self, found: Tensor) -> Tensor:
         """Images in [0, 1] with mean 0 and deviation 1."""
@@ -101,7 +101,8 @@ class Study(loop.Fit):
     def logits(self, *views: Tensor, network: Classifier | None = None, noise: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
         """Predictions on these views, normalised as one batch."""
         together = (network or self.network)(torch.cat(views, 1), noise=noise)
-        return together.split([view.shape[1] for view in views], dim=1)
+        parts: tuple[Tensor, ...] = together.split([view.shape[1] for view in views], dim=1)
+        return parts
 
     # ---------------------------------------------------------------- records
 
