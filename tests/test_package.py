@@ -15,9 +15,9 @@ SRC = Path(entreg.__file__).parent
 FILES = sorted(SRC.rglob("*.py"))
 LEVELS = {
     0: {"reference"},
-    1: {"functional", "kernels", "stacked", "distributions", "planning", "schedules", "control", "targets", "record", "disk", "statistics"},
+    1: {"functional", "kernels", "stacked", "distributions", "planning", "calibration", "statistics"} | {"schedules", "control", "targets", "record", "disk"},
     2: {"regularizer", "bridge", "spelling", "run", "checkpoint", "state", "finite", "folder", "sinks", "progress", "diagnosis", "linting", "guard"}
-    | {"rl", "vision", "lm", "integrations"},
+    | {"rates", "loop", "points", "rl", "vision", "lm", "integrations"},
     3: {"recipes", "sweep", "report", "policy"},
     4: {"cli", "flags", "__main__"},
 }

@@ -482,3 +482,21 @@ def test_in_a_browser_hostile_text_stays_text(tmp_path):
     assert not any(name.startswith("on") for _, name, _ in reader.attributes)
     assert console == []
     assert any("js-plotly-plot" in (value or "") for _, name, value in reader.attributes if name == "class")
+
+
+def test_lost_classes_are_said_by_the_share_of_the_priors():
+    lines = [{"step": 5, "member": member, "accuracy": 0.5, "marginal/share": share} for member, share in enumerate((0.97, 0.31))]
+    said = [line for line in verdict.lines(digest({}, lines)) if "lasses" in line.text]
+    assert [(line.tone, line.text) for line in said] == [
+        ("bad", "Classes collapsed in 1 of 2 members: the mean prediction ended at 31 % of the prior's effective classes, the lowest member.")
+    ]
+    assert verdict.lines(digest({}, lines[:1]))[1].tone == "good"
+
+
+def test_a_twin_has_every_coefficient_of_an_entropy_at_zero():
+    """Conditional and marginal are two coefficients: what has one of them is no baseline, and sense and prior play no part in one."""
+    settings = [("0", "0", "minimize"), ("0.1", "0", "maximize"), ("0", "0.5", "minimize")]
+    members = [{"member": i, "seed": 0, "conditional": c, "marginal": m, "sense": s} for i, (c, m, s) in enumerate(settings)]
+    groups = digest({"members": members}, [{"step": 1, "member": 0, "accuracy": 1.0}]).groups
+    assert [group.baseline for group in groups] == [True, False, False]
+    assert [verdict.twin_of(group, groups) for group in groups] == [None, groups[0], groups[0]]

@@ -174,3 +174,27 @@ def test_adam_goes_on_from_its_state():
     first.grad.fill_(-0.2), second.grad.fill_(-0.2)
     one.step(0.1), resumed.step(0.1)
     assert torch.equal(first.data, second.data)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_gradient_descent_with_momentum_equals_torchs_on_each_member_alone(decay):
+    parameters = stacked.FlatParameters(2, {"weight": (3, 4), "bias": (4,)})
+    parameters.data.normal_(generator=torch.Generator().manual_seed(0))
+    alone = [[view[member].clone().requires_grad_() for view in parameters.plain.values()] for member in range(2)]
+    groups = [[{"params": [weight], "weight_decay": decay}, {"params": [bias], "weight_decay": 0.0}] for weight, bias in alone]
+    theirs = [torch.optim.SGD(group, lr=0.1, momentum=0.9, nesterov=True) for group in groups]
+    ours = stacked.StackedSGD(parameters, 0.9, decay)
+    generator = torch.Generator().manual_seed(1)
+    for step in range(5):
+        parameters.grad = torch.randn(2, 16, generator=generator)
+        for member in range(2):
+            alone[member][0].grad, alone[member][1].grad = parameters.grad[member, :12].view(3, 4).clone(), parameters.grad[member, 12:].clone()
+            theirs[member].step()
+        ours.step(0.1)
+        if step == 2:  # goes on from its state
+            again = stacked.StackedSGD(parameters, 0.9, decay)
+            again.load_state_dict(ours.state_dict())
+            ours = again
+    for member in range(2):
+        torch.testing.assert_close(parameters.plain["weight"][member], alone[member][0].detach())
+        torch.testing.assert_close(parameters.plain["bias"][member], alone[member][1].detach())

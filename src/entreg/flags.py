@@ -64,8 +64,9 @@ def build(kind: type, values: Mapping[str, Any]) -> Any:
 
 
 def task_of(config: Any) -> str:
-    """What a recipe's config is about: its environment, or its task."""
-    return next(str(getattr(config, field.name)) for field in fields(config) if field.name in ("env", "task"))
+    """What a recipe's config is about: its environment, its task, or what stands first in it."""
+    names = [field.name for field in fields(config)]
+    return str(getattr(config, next((name for name in names if name in ("env", "task")), names[0])))
 
 
 def _fits(value: Any, hint: Any) -> bool:

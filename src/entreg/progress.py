@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ROWS = 8
 LINE_EVERY, TABLE_EVERY = 5.0, 0.25  # seconds
-COLUMNS = {"return": "return", "entropy": "entropy", "entropy/max": "of max", "coef": "coef"}
+COLUMNS = {"return": "return", "answers": "answers", "modes": "modes", "accuracy": "accuracy", "entropy": "entropy", "entropy/max": "of max", "coef": "coef"}
 SHOW_CURSOR = "\x1b[?25h"
 
 
@@ -169,6 +169,8 @@ def closing(summary: Summary, recipe: str, *, as_json: bool = False, report: Pat
     how = "finished" if summary.stopped is None else f"stopped ({summary.stopped})"
     metrics = "; ".join(f"{name} {number(value)}" for name, value in summary.metrics.items())
     going_on = summary.stopped in ("SIGINT", "SIGTERM", "max_time")
-    following = f"entreg train {recipe} --resume {summary.folder}" if going_on else summary.following or f"entreg play {summary.folder}"
+    plays = any(summary.folder.glob("checkpoint/best-*")) or not summary.folder.is_dir()
+    next_step = summary.following or f"entreg {'play' if plays else 'report'} {summary.folder}"
+    following = f"entreg train {recipe} --resume {summary.folder}" if going_on else next_step
     lines = [f"{how} at step {summary.step}" + (f": {metrics}" if metrics else ""), *([f"report: {report}"] if report else [])]
     return "\n".join([*lines, f"{summary.folder}: {following}"])

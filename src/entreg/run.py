@@ -95,12 +95,12 @@ class Summary:
 
 
 def exit_status(summary: Summary) -> int:
-    """The exit status of a process whose run ended so: 130 after Ctrl-C, 143 after SIGTERM, else 0.
+    """The exit status of a process whose run ended so: 130 after Ctrl-C, 143 after SIGTERM, 1 where the guard stopped it, else 0.
 
     >>> exit_status(Summary(Path("runs/x"), 10, "SIGINT", {})), exit_status(Summary(Path("runs/x"), 10, "max_time", {}))
     (130, 0)
     """
-    return {"SIGINT": 130, "SIGTERM": 143}.get(summary.stopped or "", 0)
+    return {"SIGINT": 130, "SIGTERM": 143, "collapse": 1}.get(summary.stopped or "", 0)
 
 
 class Run:

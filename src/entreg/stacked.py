@@ -158,6 +158,33 @@ class StackedAdam:
         self.steps.copy_(state["steps"])
 
 
+class StackedSGD:
+    """Gradient descent with Nesterov's momentum over `FlatParameters`, member by member equal to `torch.optim.SGD` with the same settings.
+
+    `weight_decay` is for weights (two dimensions and more), not for biases and scales.
+    """
+
+    def __init__(self, parameters: FlatParameters, momentum: float = 0.9, weight_decay: float = 0.0) -> None:
+        self.parameters, self.momentum = parameters, momentum
+        self.velocity = torch.zeros_like(parameters.data)
+        parts = [torch.full((math.prod(shape),), weight_decay if len(shape) > 1 else 0.0) for shape in parameters.shapes.values()]
+        self.decay = torch.cat(parts) if weight_decay else None
+
+    def step(self, lr: float) -> None:
+        """One step of every member."""
+        data, grad = self.parameters.data, self.parameters.grad
+        if self.decay is not None:
+            grad = torch.addcmul(grad, self.decay, data)
+        self.velocity.mul_(self.momentum).add_(grad)
+        data.add_(grad, alpha=-lr).add_(self.velocity, alpha=-lr * self.momentum)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"velocity": self.velocity}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.velocity.copy_(state["velocity"])
+
+
 def clip_grad_norm(parameters: FlatParameters, max_norm: float) -> Float[Tensor, " M"]:
     """Scale each member's gradient to a Euclidean norm of at most `max_norm`; returns the norms before, `[M]`."""
     norm: Tensor = torch.linalg.vector_norm(parameters.grad, dim=1)
@@ -278,3 +305,30 @@ def convolutions(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]], strides: Se
             y = torch.relu(torch.nn.functional.conv2d(y, weight[member].contiguous(memory_format=last), bias[member], stride))
         members.append(y.flatten(1).float())
     return torch.stack(members)
+
+
+def perceptrons(seeds: Sequence[int], sizes: Sequence[int], *, last: float = 1.0) -> tuple[FlatParameters, Tower]:
+    """One multilayer network a member and its tower, `sizes` from its inputs to its outputs, the weights drawn from the member's seed for relu.
+
+    Weights are normal with variance 2 / inputs, those of the last layer `last` / inputs; biases begin at 0.
+
+    >>> parameters, tower = perceptrons([0, 1], [3, 8, 2])
+    >>> parameters["weight0"].shape, tower
+    (torch.Size([2, 3, 8]), (('weight0', 'bias0'), ('weight1', 'bias1')))
+
+    Source: He et al. 2015 (arXiv:1502.01852), eq. 10.
+    """
+    layers = list(itertools.pairwise(sizes))
+    tower = tuple((f"weight{index}", f"bias{index}") for index in range(len(layers)))
+    shapes = {
+        name: shape
+        for (weight, bias), (inputs, outputs) in zip(tower, layers, strict=True)
+        for name, shape in ((weight, (inputs, outputs)), (bias, (outputs,)))
+    }
+    parameters = FlatParameters(len(seeds), shapes)
+    for member, seed in enumerate(seeds):
+        generator = torch.Generator().manual_seed(seed)
+        for layer, ((weight, _), (inputs, outputs)) in enumerate(zip(tower, layers, strict=True)):
+            scale = math.sqrt((last if layer == len(layers) - 1 else 2.0) / inputs)
+            parameters.plain[weight][member] = scale * torch.randn(inputs, outputs, generator=generator)
+    return parameters, tower

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from entreg import functional
 from entreg.functional import policy_gradient, ppo_clip
 
 
@@ -48,3 +49,36 @@ def test_clip_high_defaults_to_clip_and_is_checked():
     for clip in ((-0.1,), (1.1,), (0.2, -0.1), (math.nan,)):
         with pytest.raises(ValueError, match=r"clip, clip_high: got .*legal"):
             ppo_clip(*arguments, *clip)
+
+
+def test_smoothed_cross_entropy_is_torchs_and_without_smoothing_minus_the_log_probability():
+    logits, label = torch.randn(2, 5, 4, dtype=torch.float64), torch.randint(0, 4, (2, 5))
+    for smoothing in (0.0, 0.3):
+        expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), label.flatten(), label_smoothing=smoothing, reduction="none")
+        torch.testing.assert_close(functional.smoothed_cross_entropy(logits, label, smoothing).flatten(), expected)
+
+
+def test_soft_cross_entropy_has_its_minimum_at_the_wanted_probabilities():
+    wanted = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    logits = wanted.log().requires_grad_()
+    loss = functional.soft_cross_entropy(logits, wanted)
+    assert loss.item() == pytest.approx(-(wanted * wanted.log()).sum().item())
+    (grad,) = torch.autograd.grad(loss, logits)
+    assert grad.abs().max() < 1e-12
+
+
+def test_pseudo_labels_count_from_the_threshold_on_and_are_constants():
+    probs = torch.tensor([[0.95, 0.05], [0.94, 0.06], [0.01, 0.99]], dtype=torch.float64, requires_grad=True)
+    logits = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    loss, used = functional.pseudo_label(logits, probs, 0.95)
+    assert used.tolist() == [True, False, True]
+    torch.testing.assert_close(loss, torch.stack([-logits.log_softmax(-1)[0, 0], logits.new_zeros(()), -logits.log_softmax(-1)[2, 1]]))
+    grad, none = torch.autograd.grad(loss.sum(), [logits, probs], allow_unused=True)
+    assert none is None and (grad[1] == 0).all() and (grad[[0, 2]] != 0).all()
+
+
+def test_squared_consistency_is_a_mean_over_classes_and_moves_the_student_alone():
+    logits, probs = torch.randn(3, 4, dtype=torch.float64, requires_grad=True), torch.rand(3, 4, dtype=torch.float64, requires_grad=True)
+    loss = functional.squared_consistency(logits, probs)
+    torch.testing.assert_close(loss, ((logits.softmax(-1) - probs) ** 2).sum(-1) / 4)
+    assert torch.autograd.grad(loss.sum(), probs, allow_unused=True)[0] is None

@@ -13,7 +13,16 @@ from entreg.functional.categorical import (
 from entreg.functional.continuous import gaussian_entropy, gaussian_kl, multivariate_gaussian_entropy, tanh_gaussian_entropy, tanh_log_det
 from entreg.functional.estimators import k1, k2, k3
 from entreg.functional.families import SHANNON, Family, curvature, min_entropy, renyi, tsallis
-from entreg.functional.losses import policy_gradient, ppo_clip, soft_actor, soft_target
+from entreg.functional.losses import (
+    policy_gradient,
+    ppo_clip,
+    pseudo_label,
+    smoothed_cross_entropy,
+    soft_actor,
+    soft_cross_entropy,
+    soft_target,
+    squared_consistency,
+)
 from entreg.functional.marginal import Marginal, RunningMarginal, log_marginal, marginal_entropy, marginal_kl
 from entreg.functional.reduce import Tally, tally
 from entreg.functional.samples import knn_entropy, parzen, sampled, score_function_bonus
@@ -56,15 +65,19 @@ __all__ = [
     "policy_gradient",
     "policy_value",
     "ppo_clip",
+    "pseudo_label",
     "renyi",
     "renyi_divergence",
     "sampled",
     "score_function_bonus",
+    "smoothed_cross_entropy",
     "soft_actor",
     "soft_backup",
+    "soft_cross_entropy",
     "soft_policy",
     "soft_target",
     "soft_value",
+    "squared_consistency",
     "tally",
     "tanh_gaussian_entropy",
     "tanh_log_det",

@@ -4,7 +4,7 @@ Shapes: `*` batch. Advantages and old log-probabilities are constants: gradient 
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -82,3 +82,55 @@ def soft_target(
 
 def _constant(coef: Tensor | float) -> Tensor | float:
     return coef.detach() if isinstance(coef, Tensor) else coef
+
+
+def smoothed_cross_entropy(logits: Float[Tensor, "*batch V"], label: Int[Tensor, "*batch"], smoothing: float = 0.0) -> Float[Tensor, "*batch"]:
+    """Cross-entropy of a label whose mass is partly spread over all classes, `-(1 - s) log p(y) - s / V sum_k log p(k)`, `[*, V], [*] -> [*]`.
+
+    Without smoothing it is `-log p(y)`.
+
+    >>> smoothed_cross_entropy(torch.tensor([2.0, 0.0]), torch.tensor(0), 0.1)
+    tensor(0.2269)
+
+    Source: Szegedy et al. 2016 (arXiv:1512.00567), section 7.
+    """
+    log_probs = logits.log_softmax(-1)
+    taken = -log_probs.gather(-1, label[..., None]).squeeze(-1)
+    return taken if smoothing == 0 else (1 - smoothing) * taken - smoothing * log_probs.mean(-1)
+
+
+def soft_cross_entropy(logits: Float[Tensor, "*batch V"], probs: Float[Tensor, "*batch V"]) -> Float[Tensor, "*batch"]:
+    """Cross-entropy with wanted probabilities, which are constants: `-sum_k q(k) log p(k)`, `[*, V], [*, V] -> [*]`.
+
+    >>> soft_cross_entropy(torch.tensor([2.0, 0.0]), torch.tensor([0.95, 0.05]))
+    tensor(0.2269)
+    """
+    return -(probs.detach() * logits.log_softmax(-1)).sum(-1)
+
+
+def pseudo_label(
+    logits: Float[Tensor, "*batch V"], probs: Float[Tensor, "*batch V"], threshold: float
+) -> tuple[Float[Tensor, "*batch"], Bool[Tensor, "*batch"]]:
+    """Cross-entropy with the likeliest class of `probs`, 0 where it is less likely than `threshold`; and where it counts. `[*, V], [*, V] -> [*], [*]`.
+
+    `1[max q >= threshold] (-log p(argmax q))`. With `probs` the same prediction it is Lee's pseudo-label, with that of a weakly augmented view FixMatch.
+
+    >>> pseudo_label(torch.zeros(2, 2), torch.tensor([[0.96, 0.04], [0.7, 0.3]]), 0.95)
+    (tensor([0.6931, 0.0000]), tensor([ True, False]))
+
+    Source: Lee 2013; Sohn et al. 2020 (arXiv:2001.07685), eq. 4.
+    """
+    confidence, label = probs.detach().max(-1)
+    used = confidence >= threshold
+    return torch.where(used, smoothed_cross_entropy(logits, label), 0.0), used
+
+
+def squared_consistency(logits: Float[Tensor, "*batch V"], probs: Float[Tensor, "*batch V"]) -> Float[Tensor, "*batch"]:
+    """Mean squared difference of two predictions, `1 / V sum_k (p(k) - q(k))^2` with `q` a constant, `[*, V], [*, V] -> [*]`.
+
+    >>> squared_consistency(torch.zeros(2), torch.tensor([1.0, 0.0]))
+    tensor(0.2500)
+
+    Source: Tarvainen and Valpola 2017 (arXiv:1703.01780), eq. 1.
+    """
+    return (logits.softmax(-1) - probs.detach()).square().mean(-1)

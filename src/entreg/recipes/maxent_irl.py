@@ -23,8 +23,8 @@ from torch import Tensor
 from entreg import disk, planning, spelling
 from entreg.functional import categorical_entropy_from_probs
 from entreg.planning import MDP, Solution
+from entreg.rates import Schedule
 from entreg.rl import demonstrations, tabular
-from entreg.rl.schedule import Schedule
 from entreg.run import Run, Summary
 
 STATUS = "stable"

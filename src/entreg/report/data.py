@@ -20,6 +20,7 @@ from entreg.record import Record, read_records
 Array = NDArray[np.float64]
 Series = dict[int, tuple[Array, Array]]  # member -> steps, values; finite, ordered by step
 NOT_METRICS = frozenset({"step", "member", "time"})
+COEFS = ("coef", "conditional", "marginal")  # settings that weigh an entropy
 NOT_SETTINGS = frozenset({"member", "seed", "controller"})  # the controller is the coefficient's text, resolved
 HUGE = 1e250  # beyond it sums overflow: as good as infinite
 MAXIMUM = "entropy/maximum"  # derived, nats: entropy over its fraction of the maximum
@@ -31,7 +32,7 @@ class Group(NamedTuple):
     name: str
     settings: dict[str, str]
     members: tuple[int, ...]
-    baseline: bool  # its coefficient is 0
+    baseline: bool  # its coefficients are 0
 
 
 class Curve(NamedTuple):
@@ -178,7 +179,12 @@ def _groups(present: Sequence[int], listed: Mapping[int, Mapping[str, Any]]) -> 
         facts = listed.get(member, {})
         settings = tuple((str(name), text(value)) for name, value in facts.items() if name not in NOT_SETTINGS)
         sorted_in.setdefault(settings, []).append(member)
-    return [Group(_name(dict(key)), dict(key), tuple(members), is_zero(dict(key).get("coef", ""))) for key, members in sorted_in.items()]
+    return [Group(_name(dict(key)), dict(key), tuple(members), _is_baseline(dict(key))) for key, members in sorted_in.items()]
+
+
+def _is_baseline(settings: Mapping[str, str]) -> bool:
+    coefs = [settings[name] for name in COEFS if name in settings]
+    return bool(coefs) and all(map(is_zero, coefs))
 
 
 def _name(settings: Mapping[str, str]) -> str:

@@ -9,7 +9,7 @@ from string import Template
 from typing import Any
 
 from entreg import statistics
-from entreg.report import heatmaps, members, verdict
+from entreg.report import heatmaps, members, plots, verdict
 from entreg.report.data import Data, text
 from entreg.report.figures import Figure, colours, figures, measured_once, metric_of, visible
 from entreg.report.markup import Markup, duration, embedded, join, number, table, tag
@@ -31,15 +31,17 @@ def render(data: Data, folder: Path, plotly: str) -> str:
     """The whole page as HTML; `plotly` is the source of plotly.js, left out where nothing is plotted."""
     main, more = figures(data)
     maps, notes = heatmaps.read(folder)
-    data = data._replace(notes=[*data.notes, *notes])
+    own, more_notes = plots.read(data, folder)
+    data = data._replace(notes=[*data.notes, *notes, *more_notes])
     title = _title(data, folder)
     sections = [
         _header(data, title, folder),
         tag("section.first", _verdict(data), *_media(folder)),
         _results(data),
         *_curves(data, main),
+        *_pictures("Plots", own, start=len(main) + len(more) + len(maps)),
         *_members(data),
-        *_maps(maps, start=len(main) + len(more)),
+        *_pictures("Maps", maps, start=len(main) + len(more)),
         *_further(more, start=len(main)),
         *_once(data),
         *_events(data),
@@ -50,8 +52,8 @@ def render(data: Data, folder: Path, plotly: str) -> str:
         title=join([title]),
         style=_file("page.css"),
         body=join(sections),
-        figures=embedded([one.plot for one in [*main, *more, *maps]]),
-        plotly=plotly if main or more or maps else "",
+        figures=embedded([one.plot for one in [*main, *more, *maps, *own]]),
+        plotly=plotly if main or more or maps or own else "",
         script=_file("page.js"),
     )
 
@@ -211,9 +213,9 @@ def _members(data: Data) -> list[Markup]:
     return [tag("section", tag("h2", "Members"), tag("p.note", words), *blocks)]
 
 
-def _maps(shown: list[Figure], start: int) -> list[Markup]:
-    plots = [_plot(one, start + index) for index, one in enumerate(shown)]
-    return [tag("section", tag("h2", "Maps"), tag("div.plots.small", *plots))] if plots else []
+def _pictures(title: str, shown: list[Figure], start: int) -> list[Markup]:
+    found = [_plot(one, start + index) for index, one in enumerate(shown)]
+    return [tag("section", tag("h2", title), tag("div.plots.small" if title == "Maps" else "div.plots", *found))] if found else []
 
 
 def _further(shown: list[Figure], start: int) -> list[Markup]:

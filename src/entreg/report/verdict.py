@@ -10,13 +10,22 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from entreg import statistics
-from entreg.report.data import Data, Group, Series, finite
+from entreg.report.data import COEFS, Data, Group, Series, finite
 from entreg.report.markup import duration, number
 
-SCORES = (("return", 1), ("accuracy", 1), ("loss", -1))  # what a run is judged by, the first that it has; -1: less is better
+SCORES = (
+    ("return", 1),
+    ("answers", 1),
+    ("modes", 1),
+    ("accuracy", 1),
+    ("bits_per_character", -1),
+    ("loss", -1),
+)  # what a run is judged by, the first that it has; -1: less is better
 COLLAPSED = 0.05  # of the maximum entropy
+CLASSES_LOST = 0.5  # of the effective classes of the prior
 BELOW_BEST = 0.05  # of the range of scores: less than that below the best is noise
 SPELLED_OUT = 3  # comparisons with a sentence each; more are sorted by their verdict, the table has the numbers
+FREE = (*COEFS, "family", "sense", "prior")  # settings that play no part where the coefficients are 0
 Tone = Literal["good", "bad", "plain"]
 
 
@@ -76,7 +85,7 @@ def lines(data: Data) -> list[Line]:
     """The verdict, most important first."""
     judged = score(data)
     found = [] if judged is None else [*_reached(data, judged), *_against_twin(data, judged)]
-    return [*found, *_collapse(data, judged), *_end(data)]
+    return [*found, *_collapse(data, judged), *_classes(data), *_end(data)]
 
 
 def _reached(data: Data, judged: Score) -> list[Line]:
@@ -91,8 +100,8 @@ def twin_of(group: Group, groups: list[Group]) -> Group | None:
     """The setting with coefficient 0 that differs from `group` in nothing else; the family may differ, as without a bonus it plays no part."""
     if group.baseline:
         return None
-    twins = [other for other in groups if other.baseline and _rest(other, ("coef", "family")) == _rest(group, ("coef", "family"))]
-    return min(twins, key=lambda other: _rest(other, ("coef",)) != _rest(group, ("coef",)), default=None)
+    twins = [other for other in groups if other.baseline and _rest(other, FREE) == _rest(group, FREE)]
+    return min(twins, key=lambda other: _rest(other, COEFS) != _rest(group, COEFS), default=None)
 
 
 def _rest(group: Group, without: tuple[str, ...]) -> dict[str, str]:
@@ -161,6 +170,19 @@ def _collapse(data: Data, judged: Score | None) -> list[Line]:
     who = f" in {len(fallen)} of {len(shares)} members ({numbers})" if len(shares) > 1 else ""
     missed = "" if judged is None else f" while the {judged.name} is {'below the best' if judged.sense > 0 else 'above the lowest'} of the run"
     return [Line("bad", f"Entropy collapsed{who}: below 5 % of its maximum{missed}.")]
+
+
+def _classes(data: Data) -> list[Line]:
+    """Whether predictions on unlabelled data lost classes: their mean's perplexity is under half of the prior's."""
+    shares = [float(values[-1]) for _, values in data.series.get("marginal/share", {}).values()]
+    if not shares:
+        return []
+    lost = sum(share < CLASSES_LOST for share in shares)
+    words = f"{100 * min(shares):.3g} % of the prior's effective classes" + (", the lowest member" if len(shares) > 1 else "")
+    if not lost:
+        return [Line("good", f"Classes did not collapse: the mean prediction ended at {words}.")]
+    who = f" in {lost} of {len(shares)} members" if len(shares) > 1 else ""
+    return [Line("bad", f"Classes collapsed{who}: the mean prediction ended at {words}.")]
 
 
 def _end(data: Data) -> list[Line]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from entreg import spelling
 from entreg.control import Plateau
+from entreg.rates import Schedule
 from entreg.rl import acting, environments, episodes, population, ranks
 from entreg.rl.acting import Policy
 from entreg.rl.books import Books
@@ -23,7 +24,6 @@ from entreg.rl.heads import Head
 from entreg.rl.networks import ActorCritic
 from entreg.rl.normalize import RunningMoments
 from entreg.rl.part import Part
-from entreg.rl.schedule import Schedule
 from entreg.run import Run, Summary
 
 _Study = TypeVar("_Study", bound="Study")
