@@ -61,6 +61,8 @@ STUDIES = {
         {
             "Parzen, linear(0.3, 0)": {"coef": ("linear(0.3, 0)",)},
             "no bonus": {"coef": ("0",)},
+            "Parzen, rate 0.0005": {"coef": ("linear(0.3, 0)",), "learning_rate": "0.0005"},
+            "no bonus, rate 0.0005": {"coef": ("0",), "learning_rate": "0.0005"},
             "classifier, linear(0.3, 0)": {"coef": ("linear(0.3, 0)",), "bonus": ("classifier",)},
             "nearest neighbours, linear(0.3, 0)": {"coef": ("linear(0.3, 0)",), "bonus": ("knn",)},
             "WGAN-GP, Parzen": {"coef": ("linear(0.3, 0)",), "loss": "wgan_gp"},

@@ -97,18 +97,25 @@ def test_the_gradient_penalty_is_that_of_finite_differences():
     loss = float(fit.criticise())
     with torch.no_grad():
         samples = twin.noise(4) @ twin.generator.plain["weight0"] + twin.generator.plain["bias0"][:, None]
-        samples = torch.relu(samples) @ twin.generator.plain["weight1"]
+        samples = torch.relu(samples) @ twin.generator.plain["weight1"] + twin.generator.plain["bias1"][:, None]
     drawn, mixed = twin.real.draw(twin.streams, 4), twin.streams[0].random((4, 1), dtype=np.float32)
     weights = {name: value[0].double() for name, value in twin.critic.plain.items()}
 
     def critic(x):
-        return torch.relu(x @ weights["weight0"] + weights["bias0"]) @ weights["weight1"]
+        return torch.relu(x @ weights["weight0"] + weights["bias0"]) @ weights["weight1"] + weights["bias1"]
 
     between = (torch.from_numpy(mixed) * drawn[0] + (1 - torch.from_numpy(mixed)) * samples[0]).double()
     steps = torch.eye(2, dtype=torch.float64) * 1e-6
     slope = torch.stack([(critic(between + step) - critic(between - step))[:, 0] / 2e-6 for step in steps], 1)
     expected = critic(samples[0].double()).mean() - critic(drawn[0].double()).mean() + 3.0 * (slope.norm(dim=1) - 1).square().mean()
     assert loss == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_initial_weights_are_those_of_linear_layers():
+    parameters, _ = gan.drawn([0, 1], (4, 300, 1))
+    assert float(parameters.plain["weight0"].abs().max()) == pytest.approx(0.5, abs=0.01) and float(parameters.plain["bias0"].abs().min()) > 0
+    assert float(parameters.plain["weight1"].std()) == pytest.approx(1 / math.sqrt(3 * 300), rel=0.1)
+    assert torch.equal(gan.drawn([1], (4, 300, 1))[0].data[0], parameters.data[1]) and not torch.equal(parameters.data[0], parameters.data[1])
 
 
 def test_members_are_the_runs_they_would_be_alone(tmp_path):

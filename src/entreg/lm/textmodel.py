@@ -65,7 +65,8 @@ class TextModel:
             x = x + self._attend(self._norm(x, f"{layer}.norm1"), layer, (members, sequences, length), cache)
             up = gelu(linear(self._norm(x, f"{layer}.norm2"), values[f"{layer}.up"], values[f"{layer}.up_bias"]))
             x = x + linear(up, values[f"{layer}.down"], values[f"{layer}.down_bias"])
-        return torch.bmm(self._norm(x, "norm"), values["embedding"].mT).unflatten(1, (sequences, length))
+        logits: Tensor = torch.bmm(self._norm(x, "norm"), values["embedding"].mT).unflatten(1, (sequences, length))
+        return logits
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
         scale, shift = (self.parameters if torch.is_grad_enabled() else self.parameters.plain)[name].unbind(1)

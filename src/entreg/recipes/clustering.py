@@ -54,7 +54,7 @@ class Config:
     """What the mean prediction should look like: uniform, or a text file with a probability a line (then it minimises the divergence from that)."""
     momentum: float = 0.0
     """Of a running mean prediction; 0: that of the batch alone."""
-    noise: float = 0.1
+    noise: float = 0.3
     """Standard deviation of the perturbation's noise, in units of the data as the network sees it."""
     shift: int = 1
     """Pixels by which a perturbation moves pictures at most."""

@@ -21,7 +21,7 @@ from entreg import disk, functional, loop, points, regularizer, spelling
 from entreg.guard import Rule
 from entreg.rates import Schedule
 from entreg.run import Run, Summary
-from entreg.stacked import FlatParameters, StackedAdam, mlps, perceptrons, plain_mlp
+from entreg.stacked import FlatParameters, StackedAdam, Tower, mlps, perceptrons, plain_mlp
 
 STATUS = "experimental"
 SUMMARY = "Generators that keep their modes: entropy of samples, rings to digits"
@@ -152,6 +152,17 @@ def real(config: Config) -> Source:
     return Source(found.name, centres, 0.0, items, classes, found.picture, float(apart.quantile(NEAR)))
 
 
+def drawn(seeds: Sequence[int], sizes: Sequence[int]) -> tuple[FlatParameters, Tower]:
+    """Networks with the initial weights and biases of torch.nn.Linear: with biases of 0 all kinks begin at the origin (7 of 8 modes; with these 8)."""
+    parameters, tower = perceptrons(seeds, sizes)
+    for member, seed in enumerate(seeds):
+        generator = torch.Generator().manual_seed(seed)
+        for layer, inputs in zip(tower, sizes, strict=False):
+            for name in layer:
+                parameters.plain[name][member].uniform_(-1 / math.sqrt(inputs), 1 / math.sqrt(inputs), generator=generator)
+    return parameters, tower
+
+
 class Gan(loop.Fit):
     """Stacked generators and critics of all members."""
 
@@ -161,8 +172,8 @@ class Gan(loop.Fit):
         self.members = loop.combinations(seeds, coef=config.coef, bonus=config.bonus, family=config.family)
         own = [int(member["seed"]) for member in self.members]
         self.size, kinds = self.real.centres.shape[1], len(self.real.centres)
-        self.generator, self.makes = perceptrons(own, (config.latent, *config.hidden, self.size))
-        self.critic, self.judges = perceptrons([seed + 2**32 for seed in own], (self.size, *config.hidden, 1))
+        self.generator, self.makes = drawn(own, (config.latent, *config.hidden, self.size))
+        self.critic, self.judges = drawn([seed + 2**32 for seed in own], (self.size, *config.hidden, 1))
         self.adams = [StackedAdam(network, betas=(0.5, 0.999), eps=1e-8) for network in (self.generator, self.critic)]
         self.rate = Schedule("learning_rate", config.learning_rate, steps)
         self.streams = loop.generators(own, 0x6A4)
@@ -204,14 +215,14 @@ class Gan(loop.Fit):
         batch = self.config.batch
         with torch.no_grad():
             samples = mlps(self.noise(batch), self.generator, [self.makes], "relu")[0]
-        drawn = self.real.draw(self.streams, batch)
+        given = self.real.draw(self.streams, batch)
         if self.config.loss == "non_saturating":
-            score = mlps(torch.cat([drawn, samples], 1), self.critic, [self.judges], "relu")[0].flatten(1)
+            score = mlps(torch.cat([given, samples], 1), self.critic, [self.judges], "relu")[0].flatten(1)
             loss = torch.nn.functional.softplus(-score[:, :batch]).mean(1) + torch.nn.functional.softplus(score[:, batch:]).mean(1)
         else:
-            score = plain_mlp(torch.cat([drawn, samples], 1), self.critic, self.judges, torch.relu).flatten(1)
+            score = plain_mlp(torch.cat([given, samples], 1), self.critic, self.judges, torch.relu).flatten(1)
             mixed = torch.from_numpy(np.stack([stream.random((batch, 1), dtype=np.float32) for stream in self.streams]))
-            between = (mixed * drawn + (1 - mixed) * samples).requires_grad_()
+            between = (mixed * given + (1 - mixed) * samples).requires_grad_()
             total = plain_mlp(between, self.critic, self.judges, torch.relu).sum()
             (slope,) = torch.autograd.grad(total, between, create_graph=True)
             steepness = (slope.square().sum(-1) + 1e-12).sqrt()
@@ -222,8 +233,8 @@ class Gan(loop.Fit):
 
     def noise(self, count: int, streams: Sequence[np.random.Generator] | None = None) -> Tensor:
         """What samples are made of, `[M, count, latent]`."""
-        drawn = [stream.standard_normal((count, self.config.latent), dtype=np.float32) for stream in streams or self.streams]
-        return torch.from_numpy(np.stack(drawn))
+        numbers = [stream.standard_normal((count, self.config.latent), dtype=np.float32) for stream in streams or self.streams]
+        return torch.from_numpy(np.stack(numbers))
 
     def entropy(self, member: int, samples: Tensor) -> Tensor:
         """The entropy of a member's batch `[B, D]`, as its bonus has it; without a gradient where the coefficient is 0."""
@@ -259,13 +270,13 @@ class Gan(loop.Fit):
 
     def write(self, run: Run) -> None:
         """`samples.npz` (`x [M, 500, D]`), and samples and modes of each setting's first member for the report."""
-        drawn, file = self.samples(LOOKED_AT), io.BytesIO()
-        np.savez_compressed(file, x=drawn.numpy())
+        found, file = self.samples(LOOKED_AT), io.BytesIO()
+        np.savez_compressed(file, x=found.numpy())
         disk.replace_file(run.folder / "samples.npz", file.getvalue())
         plots, maps, bars = list[Any](), {}, []
         kinds = [str(kind) for kind in range(len(self.real.centres))]
         for group, (name, of) in enumerate(loop.settings(self.members).items()):
-            samples = drawn[of[0]]
+            samples = found[of[0]]
             if self.real.picture is not None:
                 side = math.isqrt(SHOWN)
                 tiles = torch.nn.functional.pad(samples[:SHOWN].unflatten(-1, self.real.picture), (0, 1, 0, 1), value=float(samples[:SHOWN].min()))
@@ -275,7 +286,7 @@ class Gan(loop.Fit):
                 own = {"name": name, "group": group, "x": samples[:, 0].tolist(), "y": samples[:, 1].tolist()}
                 series = [own, centres] if self.real.items is None else [own]
                 plots.append({"title": f"Samples: {name}", "kind": "points", "x": "", "y": "", "series": series})
-            count = np.mean([np.bincount(self.real.place(drawn[one])[0].numpy(), minlength=len(kinds)) / LOOKED_AT for one in of], 0)
+            count = np.mean([np.bincount(self.real.place(found[one])[0].numpy(), minlength=len(kinds)) / LOOKED_AT for one in of], 0)
             bars.append({"name": name, "group": group, "x": kinds, "y": count.tolist()})
         if self.rules:
             plots.append({"title": "Samples at each mode", "kind": "bars", "x": "mode", "y": "share, mean over seeds", "series": bars})

@@ -1,0 +1,38 @@
+"""The studies beyond policies: their tables stand on the pages, and differences are paired by seed."""
+
+import re
+from pathlib import Path
+
+import pytest
+from bench import beyond, common
+
+ROOT = Path(__file__).parent.parent
+
+
+def without_intervals(text):
+    return re.sub(r" \[[^\]]*\]", "", text)
+
+
+@pytest.mark.parametrize("name", beyond.STUDIES)
+def test_the_table_of_every_study_stands_on_its_page(name):
+    table = beyond.table(name, common.read(common.RESULTS / f"{name}.csv"))
+    assert without_intervals(table) in without_intervals((ROOT / "docs" / "recipes" / f"{name}.md").read_text())
+    assert len(table.splitlines()) >= 4
+
+
+def test_differences_are_paired_and_arms_without_rows_left_out():
+    figures = beyond.STUDIES["clustering"].figures
+    rows = [{"arm": arm, "seed": str(seed), **dict.fromkeys(figures, str(value))} for arm, seed, value in
+            [("marginal 1.5", 0, 1.0), ("marginal 1.5", 1, 2.0), ("k-means", 1, 1.5), ("k-means", 0, 0.5), ("k-means", 2, 9.0)]]  # fmt: skip
+    lines = beyond.table("clustering", rows).splitlines()
+    assert len(lines) == 4 and lines[2].startswith("| marginal 1.5 | 2 |") and lines[2].endswith("|  |")
+    assert "| -0.5 [-0.5, -0.5] |" in lines[3] and lines[3].startswith("| k-means | 3 |")
+
+
+@pytest.mark.parametrize("name", beyond.STUDIES)
+def test_arms_are_settings_of_the_recipe(name):
+    import importlib
+
+    recipe = importlib.import_module(f"entreg.recipes.{name}")
+    for changes in beyond.STUDIES[name].arms.values():
+        recipe.check(recipe.Config(**changes))
