@@ -3,4 +3,4 @@
 from importlib.util import find_spec
 
 LANGUAGE = ["entreg/integrations/*.py", "entreg/lm/*.py", *(f"entreg/recipes/{name}.py" for name in ("sft", "grpo", "dpo", "rlhf", "decode"))]
-collect_ignore_glob = LANGUAGE if find_spec("trl") is None else []
+collect_ignore_glob = [*(LANGUAGE if find_spec("trl") is None else []), *(["entreg/kernels/triton.py"] if find_spec("triton") is None else [])]

@@ -21,13 +21,17 @@ class Family(NamedTuple):
 
     `name` and `order` are its public spelling; `from_renyi` keeps shape and is increasing.
 
-    >>> SHANNON.name, SHANNON.order
-    ('shannon', 1.0)
+    >>> SHANNON.name, SHANNON.order, renyi(2)
+    ('shannon', 1.0, renyi(2.0))
     """
 
     name: str
     order: float
     from_renyi: Callable[[Tensor], Tensor]
+
+    def __repr__(self) -> str:
+        """Its public spelling."""
+        return self.name if self.name in ("shannon", "min_entropy") else f"{self.name}({self.order!r})"
 
 
 def _identity(renyi_entropy: Tensor) -> Tensor:
