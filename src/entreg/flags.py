@@ -64,7 +64,7 @@ def build(kind: type, values: Mapping[str, Any]) -> Any:
 
 
 def task_of(config: Any) -> str:
-    """What a recipe's config is about: its environment, its task, or what stands first in it."""
+    """What a recipe's config is about: its environment, its task, or else what stands first in it (the data)."""
     names = [field.name for field in fields(config)]
     return str(getattr(config, next((name for name in names if name in ("env", "task")), names[0])))
 

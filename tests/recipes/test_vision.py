@@ -219,3 +219,14 @@ def test_digits_entropy_minimisation_loses_classes_without_the_marginal(tmp_path
 def test_digits_a_bonus_on_the_conditional_entropy_of_unlabelled_images_hurts(tmp_path):
     plain, bonus = (digits(fixmatch, tmp_path, seeds=2, sense=("maximize",), conditional=(coef,))[0] for coef in ("0", "0.5"))
     assert bonus[0] < plain[0] - 0.03, (plain, bonus)
+
+
+@pytest.mark.slow
+def test_digits_thinned_fifty_to_one_the_true_prior_beats_the_uniform_one(tmp_path):
+    from entreg.vision import images, split
+
+    found = images.load("digits")
+    kept, _ = split.counts(found.label.numpy(), 10, 20, 50.0)
+    (tmp_path / "prior.txt").write_text("\n".join(map(str, kept / kept.sum())))
+    uniform, true = digits(fixmatch, tmp_path, imbalance=50.0, marginal=("0.5",), prior=("uniform", str(tmp_path / "prior.txt")))
+    assert true[0] > uniform[0] and true[2] < uniform[2] - 1, (uniform, true)

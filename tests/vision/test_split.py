@@ -46,10 +46,10 @@ def test_priors_by_name_and_from_a_file(tmp_path):
 
 
 def test_shares_are_estimated_from_a_classifier_trained_under_others():
-    """Predictions of a Bayes classifier for two Gaussians, trained under even shares, on data of which 80 % are of the first."""
+    """Predictions of a Bayes classifier for two Gaussians, trained where 30 % are of the first, on data of which 80 % are."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=4000) + np.where(rng.uniform(size=4000) < 0.8, -1.0, 1.0)
-    first = 1 / (1 + np.exp(2 * x))
-    found = split.estimated(np.stack([first, 1 - first], 1), np.array([0.5, 0.5]))
+    first = 1 / (1 + 0.7 / 0.3 * np.exp(2 * x))
+    found = split.estimated(np.stack([first, 1 - first], 1), np.array([0.3, 0.7]))
     assert found[0] == pytest.approx(0.8, abs=0.03)
-    assert first.mean() < 0.76  # the mean prediction alone is biased to even shares
+    assert first.mean() < 0.76  # the mean prediction alone is biased to the shares it was trained under

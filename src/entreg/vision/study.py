@@ -171,7 +171,6 @@ class SemiStudy(Study):
         super().__init__(config, loop.combinations(seeds, **axes), steps)
         labels = self.images.label[self.labelled].numpy()
         priors = np.stack([split.prior(str(one["prior"]), own, self.images.classes) for one, own in zip(self.members, labels, strict=True)])
-        self.shares = priors.copy()
         self.terms = Terms(self.members, torch.from_numpy(priors).float(), steps=steps, momentum=config.marginal_momentum, rescue=config.guard == "rescue")
         lowest = min(-float((prior * np.log(prior)).sum()) for prior in priors)
         self.rules = (Rule("marginal", lowest, grace=2), Rule("conditional", math.log(self.images.classes), grace=2))
@@ -185,11 +184,11 @@ class SemiStudy(Study):
         return found
 
     def _estimate(self) -> None:
-        """Priors that are estimated follow the predictions on the pool."""
+        """Priors that are estimated follow the predictions on the pool, which were made under the prior so far."""
         probs = self.predicted(self._seen()).softmax(-1).double().numpy()
         for index, member in enumerate(self.members):
             if member["prior"] == "estimate":
-                self.terms.priors[index] = torch.from_numpy(split.estimated(probs[index], self.shares[index])).float()
+                self.terms.priors[index] = torch.from_numpy(split.estimated(probs[index], self.terms.priors[index].double().numpy())).float()
 
     def _seen(self) -> Tensor:
         """The first images of each member's pool, `[M, n, C, H, W]`; a pool is in the order of classes, hence the stride."""
