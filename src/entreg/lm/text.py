@@ -35,7 +35,9 @@ class Split(NamedTuple):
 def load(path: str | None) -> Split:
     """The paragraphs of a file, of the .txt, .md and .rst files below a folder, or of Python's own reference manual, each once, split 8:1:1.
 
-    Spaces and line breaks inside a paragraph become single spaces: indentation is what a small model repeats first. The split does not depend on a run's seed. Raises: `ValueError` naming file and row for what is not UTF-8, and where there are too few characters.
+    Spaces and line breaks inside a paragraph become single spaces: indentation is what a small model repeats first. The split does not depend on a run's seed.
+
+    Raises: `ValueError` naming file and row for what is not UTF-8, and where there are too few characters.
     """
     if path is None:
         from pydoc_data.topics import topics
