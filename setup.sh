@@ -4,6 +4,8 @@
 #   ./setup.sh run        train PPO on CartPole-v1 with entropy regularisation beside a twin without
 #   ./setup.sh test       the test suite         ./setup.sh lint    ruff and mypy
 #   ./setup.sh check      the fast tests         ./setup.sh soak    the long fault tests
+#   ./setup.sh test-verl     the plugin for verl, in an environment of its own
+#   ./setup.sh test-triton   the Triton kernels, in Triton's interpreter where there is no GPU; in an environment of its own
 # PYTHON chooses the interpreter, TORCH_INDEX_URL the index torch comes from (PyTorch's CPU index spares people without a GPU gigabytes).
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -12,7 +14,8 @@ case "$task" in
     "" | run) extra=run ;;
     test | check | soak) extra=test ;;
     lint) extra=test,lint ;;
-    *) echo "setup.sh: unknown task '$task': run, test, check, soak, lint or nothing" >&2; exit 2 ;;
+    test-triton | test-verl) extra="" ;;
+    *) echo "setup.sh: unknown task '$task': run, test, check, soak, lint, test-triton, test-verl or nothing" >&2; exit 2 ;;
 esac
 extra="${ENTREG_EXTRA:-$extra}"
 [ "$task" = run ] && extra="$extra,fused"
@@ -40,6 +43,21 @@ set_up() {
     echo "$have ${missing//,/ }" >"$stamp"
 }
 
+test_triton() {  # its interpreter needs NumPy below 2.4
+    local here=.venv-triton; local python="$here/bin/python"
+    if [ ! -f "$here/stamp-$(stamp_of)" ]; then
+        "$(find_python)" -m venv "$here"
+        grep -v '^numpy==' constraints/ci.txt >"$here/constraints.txt"
+        if [ -n "${TORCH_INDEX_URL:-}" ]; then "$python" -m pip install -q --disable-pip-version-check -c "$here/constraints.txt" --index-url "$TORCH_INDEX_URL" torch; fi
+        "$python" -m pip install -q --disable-pip-version-check -c "$here/constraints.txt" -e ".[kernels]" "numpy<2.4" pytest
+        touch "$here/stamp-$(stamp_of)"
+    fi
+    "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || export TRITON_INTERPRET=1
+    exec "$python" -m pytest ${PYTEST_ARGS:-} tests/functional/triton_kernels.py
+}
+
+[ "$task" = test-triton ] && test_triton
+[ "$task" = test-verl ] && exec tests/verl.sh
 set_up
 export PATH="$PWD/.venv/bin:$PATH"
 case "$task" in

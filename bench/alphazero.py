@@ -3,8 +3,9 @@
     python -m bench.alphazero speed | tic_tac_toe | connect_four | frozen_lake [--quick | --table] [--out FOLDER]
 
 `speed`: cloning and stepping open_spiel's states, and simulations a CPU second of one game and of many. The others train one population (the seeds as
-one stacked network) a search, all with the same settings, and write `bench/results/alphazero-<study>.csv`, one line a member. `--quick` runs a tenth
-of the moves with two seeds and writes nothing. Tables: means over seeds with 95 % bootstrap intervals. Intervals that overlap rank nothing.
+one stacked network) a search, all with the same settings, and write `bench/results/alphazero-<study>.csv`, one line a member, after each search; what
+stands there is not trained again. `--quick` runs a tenth of the moves with two seeds and writes nothing. Tables: means over seeds with 95 % bootstrap
+intervals. Intervals that overlap rank nothing.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench.common import RESULTS, interval, machine, read, write
+from bench.common import RESULTS, append, interval, machine, read, write
 
 from entreg.policy import load
 from entreg.recipes import alphazero
@@ -32,9 +33,9 @@ from entreg.statistics import mean_interval
 SEEDS = 5
 STUDIES: Mapping[str, tuple[Mapping[str, Any], Sequence[str]]] = {  # settings, and the columns of the table
     "tic_tac_toe": ({"steps": 8_192, "simulations": 25}, ("eval_return", "random", "lost_network", "lost_search")),
-    "connect_four": ({"env": "connect_four", "steps": 12_288, "eval_episodes": 40}, ("eval_return", "won", "random")),
+    "connect_four": ({"env": "connect_four", "steps": 4_096, "eval_episodes": 40}, ("eval_return", "won", "random")),
     "frozen_lake": (
-        {"env": "FrozenLake-v1", "steps": 8_192, "gamma": 0.99, "eval_episodes": 50, "search_temperature": 0.02, "video": False},
+        {"env": "FrozenLake-v1", "steps": 4_096, "gamma": 0.99, "eval_episodes": 50, "search_temperature": 0.02, "video": False},
         ("eval_return", "training"),
     ),
 }
@@ -73,6 +74,17 @@ def rows_of(name: str, kind: str, quick: bool) -> list[dict[str, Any]]:
                 row |= lost_ends(summary.folder, member["member"], kind)
             result.append(row | {"seconds": seconds / config.seeds})
     return result
+
+
+def studied(name: str, file: Path, quick: bool) -> list[dict[str, Any]]:
+    """The rows of all searches: those of the file, and those that are trained now and added to it."""
+    rows: list[dict[str, Any]] = [] if quick else list(read(file))
+    for kind in [kind for kind in KINDS if kind not in {row["search"] for row in rows}]:
+        new = rows_of(name, kind, quick)
+        rows += new
+        if not quick:
+            append(file, new, machine("torch", "numpy", "open-spiel"))
+    return rows
 
 
 def lost_ends(folder: Path, member: int, kind: str) -> dict[str, int]:
@@ -165,10 +177,10 @@ def main() -> None:
         rows: Sequence[Mapping[str, Any]] = read(file)
     elif arguments.study == "speed":
         rows = speed()
+        if not arguments.quick:
+            write(file, rows, machine("torch", "numpy", "open-spiel"))
     else:
-        rows = [row for kind in KINDS for row in rows_of(arguments.study, kind, arguments.quick)]
-    if not (arguments.quick or arguments.table):
-        write(file, rows, machine("torch", "numpy", "open-spiel"))
+        rows = studied(arguments.study, file, arguments.quick)
     print(speed_table(rows) if arguments.study == "speed" else table(arguments.study, rows))
 
 

@@ -24,7 +24,7 @@ PAGE = HERE.parent / "docs" / "exploration.md"
 
 
 class Task(NamedTuple):
-    """An environment, steps of each member, seeds, episodes of an evaluation, what counts as solved, and what ppo needs there."""
+    """An environment, steps of each member, seeds, episodes of an evaluation, what counts as solved, and what ppo and dqn need there."""
 
     env: str
     steps: int
@@ -33,6 +33,7 @@ class Task(NamedTuple):
     solved: float
     kwargs: Mapping[str, Any] = {}
     ppo: Mapping[str, Any] = {}
+    dqn: Mapping[str, Any] = {}
 
 
 class Arm(NamedTuple):
@@ -50,11 +51,11 @@ TASKS = {
     "FrozenLake 8x8": Task("FrozenLake-v1", 50_000, 8, 1, 0.9, {"map_name": "8x8", "is_slippery": False}),
     "DeepSea 10": Task("DeepSea-v0", 40_000, 8, 1, 0.9, {"size": 10}),
     "MountainCar": Task("MountainCar-v0", 60_000, 5, 20, -150.0, ppo=NORMALISED),
-    "DoorKey 6x6": Task("MiniGrid-DoorKey-6x6-v0", 50_000, 5, 20, 0.9, ppo=NORMALISED),
+    "DoorKey 6x6": Task("MiniGrid-DoorKey-6x6-v0", 50_000, 5, 20, 0.9, ppo=NORMALISED, dqn={"updates_per_step": 0.25}),
     "LunarLander": Task("LunarLander-v3", 100_000, 5, 20, 200.0, ppo=SCALED),
 }
 PPO = {"rollout": 32, "epochs": 4, "batch_size": 64, "update": "fused", "coef": ("0",)}
-DQN = {"environments": 4}
+DQN = {"environments": 4, "updates_per_step": 0.5, "learning_rate": "0.001"}
 ARMS = {
     "none": Arm("ppo", PPO, None, "what random actions find often enough"),
     "entropy": Arm("ppo", {**PPO, "coef": ("linear(0.1, 0)",)}, "none", "what they find rarely, over a longer run; not what they cannot find"),
@@ -69,7 +70,7 @@ ARMS = {
 def rows_of(name: str, label: str, quick: bool) -> list[dict[str, Any]]:
     """Run one arm of a task: one row a member."""
     task, arm = TASKS[name], ARMS[label]
-    changes = {**arm.changes, **(task.ppo if arm.recipe == "ppo" else {})}
+    changes = {**arm.changes, **(task.ppo if arm.recipe == "ppo" else task.dqn)}
     config = importlib.import_module(f"entreg.recipes.{arm.recipe}").Config(
         env=task.env, env_kwargs=task.kwargs, steps=task.steps, seeds=task.seeds, eval_episodes=task.eval_episodes, video=False, **changes
     )

@@ -22,6 +22,7 @@ def test_a_map_is_drawn_row_0_on_top_and_blank_where_there_is_no_number(tmp_path
     (figure,), notes = written(tmp_path, json.dumps([MAP]))
     assert notes == [] and figure.metric.title == "Visits"
     assert figure.plot["data"][0]["z"] == [[1, 2, 3], [4, None, 6]] and figure.plot["layout"]["yaxis"]["autorange"] == "reversed"
+    assert all(figure.plot["layout"][axis]["constrain"] == "domain" for axis in ("xaxis", "yaxis"))  # the axes end where the cells do
     graph_objects = pytest.importorskip("plotly.graph_objects")
     graph_objects.Figure(figure.plot)
     html = report.write(tmp_path).read_text()

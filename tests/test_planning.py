@@ -23,6 +23,7 @@ from entreg.planning import (
 )
 
 TOY = ("FrozenLake-v1", "CliffWalking-v1", "Taxi-v4")
+ALL_TOY = (*TOY, "FrozenLake8x8-v1", "CliffWalkingSlippery-v1")  # all toy-text tasks with a table; Blackjack has none
 FAMILIES = {"shannon": SHANNON, "tsallis(2)": tsallis(2), "tsallis(1.5)": tsallis(1.5), "renyi(0.5)": renyi(0.5)}
 each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
@@ -110,7 +111,11 @@ def test_a_backup_contracts_by_gamma_and_shifts_by_it(family):
         torch.testing.assert_close(backups[2], backups[0] + 2 * gamma)
 
 
-@pytest.mark.parametrize("name", TOY)
+def test_no_toy_text_task_is_left_out():
+    assert {name for name, spec in gymnasium.registry.items() if ".toy_text." in str(spec.entry_point)} == {*ALL_TOY, "Blackjack-v1"}
+
+
+@pytest.mark.parametrize("name", ALL_TOY)
 @each_family
 def test_the_bound_on_the_soft_value(name, family):
     """`V* <= V_soft <= V* + tau max(entropy) / (1 - gamma)`."""

@@ -223,6 +223,14 @@ def test_a_maximum_that_moves_with_the_legal_actions_is_a_curve():
     np.testing.assert_allclose(entropy["data"][-1]["y"], np.log([2, 3, 4, 5]), rtol=1e-4)
 
 
+def test_a_coefficient_of_zero_throughout_has_no_figure_and_what_recipes_log_has_a_name():
+    names = ("entropy/infeasible", "q", "epsilon", "sigma", "intrinsic/reward", "intrinsic/share", "intrinsic_coef", "clip")
+    for coef, shown in ((0.0, []), (0.5, ["coef"])):
+        data = digest({}, [{"step": step, "coef": coef, **dict.fromkeys(names, 0.0)} for step in (1, 2)])
+        assert [name for name in figures.visible(data) if name not in names] == shown
+    assert all(figures.metric_of(name).title != name for name in names)
+
+
 def test_colours_are_one_a_group_and_grey_for_the_coefficient_zero_beside_others():
     both = digest(config_of(("0.0", "0.1", "0.2"), 1), []).groups
     assert figures.colours(both) == [figures.GREY, *figures.PALETTE[:2]]

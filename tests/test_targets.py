@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, optimize
 
-from entreg.control import Observed, Plateau, TargetEntropy, constant, linear, piecewise
-from entreg.targets import action_dim, best_squashed, feasible, fraction_of_max, greedy_probability, resolve
+from entreg.control import PI, GradientShare, Observed, Plateau, TargetEntropy, constant, linear, piecewise
+from entreg.targets import action_dim, best_squashed, feasible, fraction_of_max, greedy_probability, needs, resolve, within
 from tests.controller_cases import KNOWN, ROWS
 
 
@@ -135,3 +135,17 @@ def test_an_infeasible_target_runs_into_the_bound_and_no_further():
     for _ in range(100):
         state = rule.update(state, Observed(-1.0))
     assert rule.coef(state) == 10
+
+
+@pytest.mark.parametrize("target", [-0.1, math.log(4), 2.0])
+def test_a_target_outside_the_possible_entropies_is_refused(target):
+    within(TargetEntropy(1.3, lr=0.1, init_coef=1.0), math.log(4))
+    within(linear(0.1, 0.0, steps=3), math.log(4))
+    for controller in (TargetEntropy(target, lr=0.1, init_coef=1.0), Plateau(PI(target, 0.1, 0.1, (0.0, 1.0)), 3)):
+        with pytest.raises(ValueError, match=r"its target is .*legal is 0 <= target < 1.38629"):
+            within(controller, math.log(4))
+
+
+def test_needs_are_the_signals_without_which_a_controller_stops():
+    assert needs(constant(0.1)) == needs(TargetEntropy(1.0, lr=0.1, init_coef=1.0)) == set()
+    assert needs(GradientShare(0.1)) == {"grad_share"} and needs(Plateau(GradientShare(0.1), 3)) == {"grad_share", "reward"}

@@ -14,11 +14,11 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 EXTRA = ("gymnasium", "scipy", "tyro", "rich", "plotly", "safetensors", "imageio")  # what recipes, reports and this command line need
+LANGUAGE = ("transformers", "trl", "peft", "datasets", "accelerate", "tokenizers")  # what the language-model recipes need beside
 INSTALL = "recipes and reports need: pip install 'entreg[run]'"
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -85,6 +85,8 @@ def _line(error: Exception) -> str:
     """What a user is told of an error."""
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in EXTRA:
         return f"{error.name} is not installed; {INSTALL}"
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in LANGUAGE:
+        return f"{error.name} is not installed; language-model recipes need: pip install 'entreg[run,llm]'"
     return f"not enough memory: {error}" if isinstance(error, MemoryError) else str(error)
 
 
@@ -121,7 +123,7 @@ def _train(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print("usage: entreg train RECIPE [flags]\n       entreg train --resume RUN\n\nrecipes (entreg train RECIPE --help lists a recipe's flags):")
         return _recipes(None)
-    from entreg.flags import parse
+    from entreg.flags import parse, task_of
     from entreg.rl.ranks import Follower, run_for
     from entreg.run import NonFinite, Run, exit_status
 
@@ -129,7 +131,7 @@ def _train(words: Sequence[str]) -> int:
     if flags.print_config:
         from entreg.folder import describe
 
-        print(describe(flags.recipe, str(getattr(config, fields(config)[0].name)), config, settings).decode(), end="")  # what it is trained on stands first
+        print(describe(flags.recipe, task_of(config), config, settings).decode(), end="")
         return 0
     run = run_for(Run(settings, command="entreg train " + shlex.join(words)))
     try:

@@ -63,6 +63,12 @@ def build(kind: type, values: Mapping[str, Any]) -> Any:
     return kind(**given)
 
 
+def task_of(config: Any) -> str:
+    """What a recipe's config is about: its environment, its task, or else its first setting."""
+    names = [field.name for field in fields(config)]
+    return str(getattr(config, next((name for name in names if name in ("env", "task")), names[0])))
+
+
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a JSON value (lists as tuples) is of this type; a whole number is a float too, a bool no number."""
     of, inside = get_origin(hint), get_args(hint)

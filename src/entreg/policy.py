@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
 from entreg import disk
 from entreg.checkpoint import Checkpoints, load_best
 from entreg.folder import find_run, read_config, warn
-from entreg.rl import acting, episodes, evaluation, games, matches, naming
+from entreg.rl import acting, episodes, evaluation, games, matches, naming, tabular
 from entreg.rl.acting import Policy
 
 
@@ -31,24 +32,36 @@ def load(folder: str | Path, member: int | None = None) -> Policy:
     """
     folder = find_run(folder)
     page = read_config(folder)
-    members = page.get("members") or [{}]
-    if member is not None and not 0 <= member < len(members):
-        raise ValueError(f"member must be between 0 and {len(members) - 1}, got {member}")
     checkpoints = Checkpoints(folder / "checkpoint", warn)
     scores = checkpoints.best_scores()
-    first = [index for index, one in enumerate(members) if (one.get("coef"), one.get("family")) == (members[0].get("coef"), members[0].get("family"))]
-    chosen = member if member is not None else max(first, key=lambda index: scores.get(index, -np.inf))
+    chosen = _chosen(page, scores, member)
     if chosen in scores:
         return _seeing(acting.from_state(load_best(folder / "checkpoint", chosen).state), page["config"])
     saved = checkpoints.load()
     if saved is None or "policy" not in saved.state:
-        raise ValueError(f"{folder} holds no policy: {'it has no checkpoint yet' if saved is None else 'recipe ' + page['recipe'] + ' trains none'}")
+        why = "it has no checkpoint yet" if saved is None else f"recipe {page['recipe']} trains none, or has none before the run is complete"
+        raise ValueError(f"{folder} holds no policy: {why}")
     return _seeing(acting.from_checkpoint(saved.state, chosen), page["config"])
 
 
+def _chosen(page: Mapping[str, Any], scores: Mapping[int, float], member: int | None) -> int:
+    """The member that is asked for, by default the best of the first coefficient."""
+    members = page.get("members") or [{}]
+    if member is None:
+        first = [index for index, one in enumerate(members) if (one.get("coef"), one.get("family")) == (members[0].get("coef"), members[0].get("family"))]
+        return max(first, key=lambda index: scores.get(index, -np.inf))
+    if not 0 <= member < len(members):
+        raise ValueError(f"member must be between 0 and {len(members) - 1}, got {member}")
+    return member
+
+
 def _seeing(policy: Policy, config: Mapping[str, Any]) -> Policy:
-    """The policy, able to read what its environment gives; that is only made when it has to be looked at."""
-    policy.space = cache(lambda: naming.observation_space(config["env"], config["env_kwargs"]))
+    """The policy, able to read what its environment gives; that is only made when it has to be looked at. Boards have no such space."""
+    env, kwargs = config["env"], config["env_kwargs"]
+    if env == tabular.GRIDWORLD:
+        policy.space = cache(lambda: spaces.Discrete(tabular.make(env, kwargs, 0).states))
+    elif not games.is_board(env):
+        policy.space = cache(lambda: naming.observation_space(env, kwargs))
     return policy
 
 
@@ -61,10 +74,16 @@ def play(folder: Path, *, count: int = 5, temperature: float = 0.0, member: int 
     if save is not None:
         _check_animation(save)
     policy = load(folder, member)
-    config: Mapping[str, Any] = read_config(folder)["config"]
-    if games.is_board(config["env"]):
-        if save is not None:
-            raise ValueError(f"save is {str(save)!r}, and {config['env']} draws no pictures; legal is play without it, which prints a board")
+    page = read_config(folder)
+    config: Mapping[str, Any] = page["config"]
+    printed = config["env"] == tabular.GRIDWORLD or games.is_board(config["env"])
+    if printed and save is not None:
+        raise ValueError(f"save is {str(save)!r}, and {config['env']} draws no pictures; legal is play without it, which prints it")
+    if config["env"] == tabular.GRIDWORLD:
+        chosen = _chosen(page, Checkpoints(folder / "checkpoint", warn).best_scores(), member)
+        yield from tabular.told(policy, config, page["members"][chosen]["seed"], count, seed, temperature)
+        return
+    if printed:
         board = games.Board(config["env"], config["env_kwargs"])
         yield from matches.told(board, lambda states: policy.act_all(*evaluation.views(board, states), temperature=temperature), count, seed)
         return

@@ -170,6 +170,7 @@ def closing(summary: Summary, recipe: str, *, as_json: bool = False, report: Pat
     metrics = "; ".join(f"{name} {number(value)}" for name, value in summary.metrics.items())
     going_on = summary.stopped in ("SIGINT", "SIGTERM", "max_time")
     plays = any(summary.folder.glob("checkpoint/best-*")) or not summary.folder.is_dir()
-    following = f"entreg train {recipe} --resume {summary.folder}" if going_on else f"entreg {'play' if plays else 'report'} {summary.folder}"
+    ended = summary.following or f"entreg {'play' if plays else 'report'} {summary.folder}"
+    following = f"entreg train {recipe} --resume {summary.folder}" if going_on else ended
     lines = [f"{how} at step {summary.step}" + (f": {metrics}" if metrics else ""), *([f"report: {report}"] if report else [])]
     return "\n".join([*lines, f"{summary.folder}: {following}"])

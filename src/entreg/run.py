@@ -90,6 +90,8 @@ class Summary:
     step: int
     stopped: str | None
     metrics: dict[str, float]
+    following: str | None = None
+    """The command that comes next; None: `entreg play`."""
 
 
 def exit_status(summary: Summary) -> int:
@@ -270,7 +272,7 @@ class Run:
         saved = self._checkpoints.load()
         return None if saved is None else saved.state
 
-    def finish(self, step: int, metrics: Mapping[str, float]) -> Summary:
+    def finish(self, step: int, metrics: Mapping[str, float], following: str | None = None) -> Summary:
         """The summary of the run; call `checkpoint(..., force=True)` before. A run that was stopped gets an event; a dry run says what it checked.
 
         Raises: `OSError` when a dry run finds too little space for the checkpoints of a real one.
@@ -282,7 +284,7 @@ class Run:
         self._progress.close()
         if self.settings.dry_run:
             self._say_checked()
-        return Summary(self.folder, step, stopped, {name: float(value) for name, value in metrics.items()})
+        return Summary(self.folder, step, stopped, {name: float(value) for name, value in metrics.items()}, following)
 
     def _say_checked(self) -> None:
         saved = self._checkpoints.load()

@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
-from entreg.control import Controller, Plateau, as_controller
+from entreg.control import Controller, Observed, Plateau, as_controller, current_target
 from entreg.schedules import OPEN, Schedule, Target, fix, number
 
-__all__ = ["BestSquashed", "action_dim", "best_squashed", "feasible", "fraction_of_max", "greedy_probability", "resolve"]
+__all__ = ["BestSquashed", "action_dim", "best_squashed", "feasible", "fraction_of_max", "greedy_probability", "needs", "resolve", "within"]
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,39 @@ def resolve(
         raise ValueError(f"family={family!r}: {named[0]!r} is a Shannon entropy; legal: family 'shannon', fraction_of_max(f), or a number")
     filled: Controller[Any] = _fill(controller, known)
     return filled
+
+
+def within(controller: Controller[Any], most: float) -> None:
+    """ValueError where a closed controller wants an entropy that no distribution of the task has: below 0, or not below `most`, nats or the family's units.
+
+    >>> from entreg.control import PI
+    >>> within(PI(2.0, 0.1, 0.01, (0, 1)), most=math.log(4))
+    Traceback (most recent call last):
+    ValueError: controller=PI(target=2.0, kp=0.1, ki=0.01, bounds=(0.0, 1.0)): its target is 2; legal is 0 <= target < 1.38629
+    """
+    wanted = current_target(controller, controller.init())
+    if wanted is not None and not 0 <= wanted < most:
+        raise ValueError(f"controller={controller!r}: its target is {wanted:.6g}; legal is 0 <= target < {most:.6g}")
+
+
+def needs(controller: Controller[Any]) -> set[str]:
+    """The optional signals that a closed controller reads: some of reward, kl, grad_share, progress.
+
+    >>> from entreg.control import GradientShare, constant
+    >>> sorted(needs(Plateau(GradientShare(0.1), 3))), needs(constant(0.1))
+    (['grad_share', 'reward'], set())
+    """
+    every = Observed(0.5, reward=0.5, kl=0.5, grad_share=0.5, progress=0.5)
+    state = controller.init()
+
+    def misses(name: str) -> bool:
+        try:
+            controller.update(state, every._replace(**{name: None}))  # type: ignore[arg-type]  # mypy takes the name for that of any field
+        except ValueError:
+            return True
+        return False
+
+    return {name for name in ("reward", "kl", "grad_share", "progress") if misses(name)}
 
 
 def _targets(value: Any) -> list[Target]:

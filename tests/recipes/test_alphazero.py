@@ -239,6 +239,8 @@ def test_dry_run_keeps_nothing_and_other_boards_run(tmp_path):
         ({"search_temperature": -1.0}, "search_temperature"),
         ({"gamma": 2.0}, "gamma"),
         ({"window": 8}, "window"),
+        ({"steps": 15}, "steps must be at least batch_size .16."),
+        ({"vectorise": "async"}, "vectorise must be auto"),
         ({"opening": -1}, "opening"),
         ({"hidden": ()}, "hidden"),
         ({"learning_rate": "TargetEntropy(0.1)"}, "learning_rate"),

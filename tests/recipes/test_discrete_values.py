@@ -189,6 +189,18 @@ def test_a_temperature_below_zero_stops_the_run(tmp_path):
         trained(soft_q, tmp_path, coef=("linear(0.1, -0.1)",))
 
 
+def test_the_share_of_the_bonus_is_recorded_and_a_controller_holds_it(tmp_path):
+    _, records = trained(sac_discrete, tmp_path, coef=("0", "0.01", "GradientShare(0.5, 0.3)"), steps=400)
+    shares = [[record["grad_share"] for record in records if "grad_share" in record and record["member"] == member] for member in range(3)]
+    assert set(shares[0]) == {0.0} and 0 < np.mean(shares[1]) < 1
+    assert abs(np.mean(shares[2][-20:]) - 0.5) < 0.15 < abs(np.mean(shares[1][-20:]) - 0.5)
+
+
+def test_a_target_above_the_largest_entropy_is_said_to_be_out_of_reach(tmp_path, capsys):
+    trained(soft_q, tmp_path, coef=("TargetEntropy(5)",), steps=40)
+    assert "a target of 7.21 of the largest entropy is above what there is; no policy reaches it" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", list(CASES))
 def test_killed_and_resumed_is_uninterrupted(case, tmp_path):

@@ -194,9 +194,54 @@ def test_policies_load_play_and_stand_in_the_report(tmp_path, capsys):
     assert cli.main(["play", str(folder), "--episodes", "1", "--save", str(tmp_path / "x.gif")]) == 0
     assert "episode 1: return 1 in 6 steps" in capsys.readouterr().out
     maps = json.loads((folder / "heatmaps.json").read_bytes())
-    assert len(maps) == 5 and np.array(maps[0]["values"]).shape == (4, 4)
+    assert len(maps) == 6 and np.array(maps[0]["values"]).shape == (4, 4)
+    chosen = np.array(maps[-1]["values"])
+    assert maps[-1]["title"] == "Entropy of the policy, seed 0" and chosen[3, 3] == chosen[1, 1] == 0 < chosen[0, 0]  # none where an episode has ended
     html = (folder / "report.html").read_text()
     assert "Learnt reward, seed 0" in html and "heatmap" in html
+    assert "gradient steps" in html and "environment steps" not in html and "one seed" in html and "no settings known" not in html
+
+
+def test_a_gridworld_is_played_as_walks_and_a_map(tmp_path, capsys):
+    words = ["train", "maxent_irl", "--steps", "30", "--demonstrations", "0", "--env-kwargs", '{"size": 3, "regions": 4}', "--seeds", "2", "--quiet"]
+    assert cli.main([*words, "--horizon", "7", "--out", str(tmp_path)]) == 0
+    (folder,) = tmp_path.iterdir()
+    assert f"entreg play {folder}" in capsys.readouterr().out
+    for member in (0, 1):
+        policy, tables = entreg.load(folder, member), np.load(folder / "solution.npz")
+        best = tables["policy"][member].argmax(-1)
+        assert [int(policy.act(state)) for state in range(9)] == best.tolist()
+        assert cli.main(["play", str(folder), "--member", str(member), "--episodes", "400", "--seed", "3"]) == 0
+        *episodes, summary, _, top, middle, bottom = capsys.readouterr().out.splitlines()
+        assert [*top.split(), *middle.split(), *bottom.split()] == ["<v>^"[action] for action in best]
+        # the mean return of seven steps is that of the occupancy of the greedy policy
+        mdp = Member(Config(**SMALL, demonstrations=0), member).true
+        visits = planning.occupancy(mdp, torch.eye(4, dtype=torch.float64)[torch.from_numpy(best)], gamma=1.0, horizon=7)
+        returns = np.array([float(line.split()[3]) for line in episodes])
+        assert len(returns) == 400 and all(line.endswith("in 7 steps") for line in episodes)
+        assert returns.mean() == pytest.approx(float((visits * mdp.reward).sum()), abs=5 * returns.std() / 20)
+        assert summary.startswith(f"return {returns.mean():.3g}"[:9])
+    assert cli.main(["play", str(folder), "--save", "x.gif"]) == 2
+    assert "gridworld draws no pictures" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"observation must have shape \(9,\)"):
+        entreg.load(folder).act(9)
+
+
+def test_a_gridworld_with_demonstrations_from_a_file_is_played_without_returns(tmp_path, capsys):
+    (tmp_path / "f.jsonl").write_text('{"state": [0, 1, 2], "action": [2, 2]}')
+    words = ["train", "maxent_irl", "--steps", "3", "--env-kwargs", '{"size": 3}', "--trajectories", str(tmp_path / "f.jsonl"), "--quiet"]
+    assert cli.main([*words, "--out", str(tmp_path / "runs")]) == 0
+    assert cli.main(["play", *map(str, (tmp_path / "runs").iterdir())]) == 0
+    told = capsys.readouterr().out
+    assert "episode" not in told and told.splitlines()[-3].split()[:2] == [">", ">"]
+
+
+def test_before_it_is_complete_a_run_has_no_policy_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(maxent_irl, "_ascend", lambda config, rewards, optimizer, run, step: run.stop("enough"))
+    summary = maxent_irl.train(Config(**SMALL, demonstrations=0), Run(RunSettings(out=tmp_path, quiet=True)))
+    assert summary.stopped == "enough"
+    with pytest.raises(ValueError, match="recipe maxent_irl trains none, or has none before the run is complete"):
+        entreg.load(summary.folder)
 
 
 @pytest.mark.parametrize(
@@ -215,6 +260,7 @@ def test_policies_load_play_and_stand_in_the_report(tmp_path, capsys):
         ({"features": "states.txt"}, "features is 'states.txt'"),
         ({"env": "CartPole-v1"}, "CartPole-v1 has no table of transitions"),
         ({"env": "FrozenLak-v1"}, "close: FrozenLake-v1"),
+        ({"env": "gridwrld"}, "gridwrld.*gridworld is a world of our own"),
         ({"env_kwargs": {"sizes": 3}}, "env_kwargs is"),
         ({"env_kwargs": {"size": 2, "regions": 9}}, "regions is 9"),
         ({"learning_rate": "fast"}, "learning_rate must be"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from entreg.recipes import a3c, dqn
+from entreg.recipes import a3c, dqn, sac_discrete, soft_q
 from entreg.record import read_records
 from entreg.rl.part import Part
 from entreg.rl.ranks import Ranks
@@ -147,6 +147,8 @@ def test_recipes_with_processes_of_their_own_are_refused_under_torchrun(monkeypa
     monkeypatch.setattr("entreg.rl.ranks.here", lambda: Ranks(Part(0, 2)))
     with pytest.raises(ValueError, match="a3c is for one process, and torchrun started 2; it starts workers of its own: --workers"):
         a3c.train(a3c.Config(), Run(RunSettings(out=tmp_path / "runs")))
-    with pytest.raises(ValueError, match="dqn is for one process, and torchrun started 2; ranks are for ppo, a2c, reinforce and sac"):
-        dqn.train(dqn.Config(), Run(RunSettings(out=tmp_path / "runs")))
+    for name, recipe, env in (("dqn", dqn, "CartPole-v1"), ("sac_discrete", sac_discrete, "CartPole-v1"), ("soft_q", soft_q, "CartPole-v1"),
+                              ("soft_q", soft_q, "Pendulum-v1")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^{name} is for one process, and torchrun started 2; ranks are for ppo, a2c, reinforce and sac$"):
+            recipe.train(recipe.Config(env=env), Run(RunSettings(out=tmp_path / "runs")))
     assert not (tmp_path / "runs").exists()

@@ -63,8 +63,9 @@ def test_killed_and_resumed_is_uninterrupted(case, tmp_path):
     assert_same(final_state(folder), final_state(expected))
 
 
-def test_resuming_a_complete_run_changes_nothing(tmp_path):
-    assert cli.main(command(("ppo", "--steps", "256", "--env", "CartPole"), tmp_path)) == 0
+@pytest.mark.parametrize("until", [("--steps", "256"), ("--stop-at", "1")])
+def test_resuming_a_complete_run_changes_nothing(until, tmp_path):
+    assert cli.main(command(("ppo", *until, "--env", "CartPole"), tmp_path)) == 0
     (folder,) = tmp_path.iterdir()
     before = lasting(folder)
     assert cli.main(["train", "--resume", str(folder), "--quiet"]) == 0

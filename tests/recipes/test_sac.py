@@ -252,9 +252,13 @@ def test_a_reward_that_is_no_number_stops_the_run_and_leaves_the_last_checkpoint
     assert np.isfinite(load(folder).network.parameters.data.numpy()).all()
 
 
-def test_a_dry_run_makes_two_updates_and_keeps_nothing(tmp_path, capsys):
-    summary, _ = sac.train(sac.Config(**FAST), Run(RunSettings(out=tmp_path, quiet=True, dry_run=True))), None
-    assert summary.step == 2 and list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(("per_step", "environments", "steps"), [(1.0, 1, 2), (1e-4, 1, 2), (5.0, 1, 2), (1e-4, 3, 3)])
+def test_a_dry_run_makes_two_updates_and_keeps_nothing(per_step, environments, steps, tmp_path, capsys, monkeypatch):
+    updates, update = [], sac.Agent.update
+    monkeypatch.setattr(sac.Agent, "update", lambda agent, batch: [updates.append(1), update(agent, batch)][1])
+    config = sac.Config(**{**FAST, "steps": 20_000, "updates_per_step": per_step, "environments": environments})
+    summary = sac.train(config, Run(RunSettings(out=tmp_path, quiet=True, dry_run=True)))
+    assert (summary.step, len(updates)) == (steps, 2) and list(tmp_path.iterdir()) == []
     assert "read back" in capsys.readouterr().err
 
 
@@ -339,6 +343,31 @@ def test_a_coefficient_that_runs_away_is_reported_once(tmp_path, capsys):
     assert [line["entropy/infeasible"] for line in lines if "entropy/infeasible" in line][-1] == 1.0
     _, lines = trained(tmp_path, coef=("TargetEntropy(-1.0, lr=0.5)",))
     assert not [line for line in lines if line.get("event") == "finding"]
+
+
+@pytest.mark.parametrize("changes", [{}, {"env": "tests.rl.continuous:Ruler-v0", "steps": 1000, "updates_per_step": 0.05, "stop_at": -1e9}])
+def test_a_complete_run_keeps_no_replay_and_resuming_it_changes_nothing(changes, tmp_path):
+    summary, _ = trained(tmp_path, **changes)
+    assert (summary.step, summary.stopped) == (60, None) if not changes else summary.stopped == "stop_at" and summary.step < 1000
+    assert not (summary.folder / "replay").exists()
+    state, lines = final_state(summary.folder), lasting(summary.folder)
+    again, _ = trained(tmp_path, **changes, run={"resume": str(summary.folder)})
+    assert (again.step, again.stopped, again.metrics) == (summary.step, None, summary.metrics) and lasting(summary.folder) == lines
+    assert_same(final_state(summary.folder), state)
+
+
+def test_a_replay_whose_files_wait_for_checkpoints_asks_for_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("entreg.rl.segments.BEHIND", 0)
+    saved, save = [], Run.checkpoint
+    monkeypatch.setattr(Run, "checkpoint", lambda run, step, *rest, **more: [saved.append(step), save(run, step, *rest, **more)][1])
+    monkeypatch.setattr(Run, "due", lambda run: not saved)
+    trained(tmp_path, steps=200, updates_per_step=0.1, buffer_size=16)
+    assert saved[:5] == [1, 33, 34, 35, 49] and saved[-1] == 200  # one of the clock's, then three when 32 rounds stand behind the oldest
+
+
+def test_a_run_that_was_stopped_keeps_its_replay(tmp_path):
+    summary, _ = trained(tmp_path, steps=100_000, run={"max_time": 0.2})
+    assert summary.stopped == "max_time" and list((summary.folder / "replay").iterdir())
 
 
 def test_a_smaller_replay_forgets_the_oldest(tmp_path):

@@ -1,4 +1,4 @@
-"""An environment that breaks when the variable ENTREG_TEST_FAULT says how. Importing this module registers it: `tests.rl.broken:Faulty-v0`."""
+"""Environments that break when the variable ENTREG_TEST_FAULT says how. Importing this module registers them: `tests.rl.broken:Faulty-v0`, `FaultyTable-v0`."""
 
 import os
 import signal
@@ -45,10 +45,33 @@ class Faulty(gymnasium.Env):
         return True
 
 
+class FaultyTable(Faulty):
+    """A corridor of four states whose last ends it and pays 1, with its table of transitions; what breaks is `step` as above, or the table itself."""
+
+    def __init__(self, after: int = AFTER) -> None:
+        super().__init__(after=after)
+        if fault() != "space":
+            self.observation_space = spaces.Discrete(4)
+        reward, chance = (np.nan if fault() == "reward" else 1.0), (0.5 if fault() == "probability" else 1.0)
+        self.P = {s: {a: [(chance, to := max(0, min(s + 2 * a - 1, 3)), reward if to == 3 else 0.0, to == 3)] for a in range(2)} for s in range(4)}
+        self.initial_state_distrib = np.eye(4)[0]
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = 0
+        return 0, {}
+
+    def step(self, action):
+        *_, cut, info = super().step(action)
+        _, self.state, reward, end = self.P[self.state][int(action)][0]
+        return self.state, reward, end, cut, info
+
+
 def fault():
-    """What breaks: raise, reward, space, kill or exit; None where nothing does."""
+    """What breaks: raise, reward, space, kill or exit, and probability in a table; None where nothing does."""
     return os.environ.get("ENTREG_TEST_FAULT")
 
 
 if "Faulty-v0" not in gymnasium.registry:
     gymnasium.register("Faulty-v0", entry_point=Faulty)
+    gymnasium.register("FaultyTable-v0", entry_point=FaultyTable, max_episode_steps=20)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from entreg.recipes import a2c, ppo
+from entreg.recipes import a2c, ppo, reinforce
 from entreg.record import read_records
 from entreg.rl import intrinsic, naming, novelty
 from entreg.rl.curiosity import ICM, RND
@@ -223,7 +223,7 @@ DEEP = ppo.Config(env="DeepSea-v0", env_kwargs={"size": 6}, environments=4, roll
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("recipe", [ppo, a2c], ids=["ppo", "a2c"])
+@pytest.mark.parametrize("recipe", [ppo, a2c, reinforce], ids=["ppo", "a2c", "reinforce"])
 def test_resumed_is_uninterrupted_and_the_share_is_recorded(recipe, kind, tmp_path):
     config = recipe.Config(env="DeepSea-v0", env_kwargs={"size": 6}, environments=4, rollout=30, steps=1200, hidden=(16,), coef=("0",), seeds=2, intrinsic=kind)
 

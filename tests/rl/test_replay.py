@@ -126,6 +126,21 @@ def test_files_that_left_the_ring_and_every_checkpoint_go(tmp_path):
     replay.close()
 
 
+def test_states_far_apart_are_asked_for_before_their_files_take_more_room_than_was_made_sure_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(segments, "BEHIND", 0)
+    replay, saves = make(tmp_path, capacity=32), 0  # 16 rounds in segments of 8
+    width = replay._store.lanes * replay._store.width
+    for t in range(300):
+        replay.add(**transition(t))
+        if t == 3 or replay.crowded:
+            replay.state_dict()
+            saves += 1
+        assert sum(path.stat().st_size for path in (tmp_path / "replay").iterdir()) <= segments.room(width, 16)
+    assert 3 < saves < 100 and segments.room(width, 16) < 3 * 16 * width
+    replay.remove()
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("error", ERRORS)
 def test_a_disk_that_fails_loses_nothing_that_a_checkpoint_named(error, tmp_path):
     def fill(folder, disk, saved):

@@ -18,6 +18,7 @@ from entreg.functional.marginal import Marginal, RunningMarginal, log_marginal, 
 from entreg.functional.reduce import Tally, tally
 from entreg.functional.samples import knn_entropy, parzen, sampled, score_function_bonus
 from entreg.functional.soft import soft_backup, soft_policy, soft_value
+from entreg.functional.tokens import TokenStats, linear_token_loss, linear_token_stats, token_backend, token_stats
 from entreg.functional.values import double_value, greedy_value, huber, munchausen_bonus, policy_value
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Marginal",
     "RunningMarginal",
     "Tally",
+    "TokenStats",
     "bernoulli_entropy",
     "categorical_entropy",
     "categorical_entropy_from_probs",
@@ -42,6 +44,8 @@ __all__ = [
     "k2",
     "k3",
     "knn_entropy",
+    "linear_token_loss",
+    "linear_token_stats",
     "log_marginal",
     "marginal_entropy",
     "marginal_kl",
@@ -64,6 +68,8 @@ __all__ = [
     "tally",
     "tanh_gaussian_entropy",
     "tanh_log_det",
+    "token_backend",
+    "token_stats",
     "top_p_entropy",
     "tsallis",
 ]

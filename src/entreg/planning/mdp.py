@@ -4,6 +4,7 @@ Shapes: S states, A actions. Row `s * A + a` of the transitions holds `p(s' | s,
 entropy come after it. Time limits are no part of a process: a finite horizon is an argument of the planner.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,8 +130,14 @@ def from_gymnasium(env: Any) -> MDP:
     if table is None or initial is None:
         missing = "table of transitions P" if table is None else "initial_state_distrib"
         raise ValueError(f"env: {env.spec.id if env.spec else type(inner).__name__} has no {missing}, legal are FrozenLake, CliffWalking, Taxi and their like")
+    for what, space in (("observation", env.observation_space), ("action", env.action_space)):
+        if getattr(space, "n", None) is None:
+            raise ValueError(f"env: {what} space {space} is not supported; supported: Discrete, as in FrozenLake, CliffWalking, Taxi and their like")
     states, actions = int(env.observation_space.n), int(env.action_space.n)
-    moves = [(s, a, float(p), int(to), float(r), bool(end)) for s in range(states) for a in range(actions) for p, to, r, end in table[s][a] if p > 0]
+    moves = [(s, a, float(p), int(to), float(r), bool(end)) for s in range(states) for a in range(actions) for p, to, r, end in table[s][a] if p != 0]
+    for s, a, p, to, r, _ in moves:
+        if not (p > 0 and 0 <= to < states and math.isfinite(r)):
+            raise ValueError(f"env: P[{s}][{a}] leads to state {to} with probability {p} and reward {r}; legal are states below {states} and finite rewards")
     ended = {to for _, _, _, to, _, end in moves if end}
     shared = {to for s, _, _, to, _, end in moves if not end and s not in ended} & ended
     terminal = ended - shared

@@ -144,7 +144,7 @@ class AlphaZero(ActorCriticStudy):
         """
         if self.evaluation_due:  # a signal cut it short
             self.evaluate()
-        while self.update < self.updates and self.stopped is None:
+        while self.update < self.updates and self.going:
             finished = [game for _ in range(self.config.rollout) for game in self.self_play.move()]
             for game in finished:
                 self.window.add(game.game // self.config.environments, game.positions)
@@ -237,4 +237,7 @@ def check(config: Config) -> None:
         if getattr(config, name) is not None:
             require(config, name, lambda value: value >= 0, "at least 0, or None")
     require(config, "value_coef", lambda value: value >= 0, "finite and not negative")
+    if config.vectorise != "auto":
+        raise ValueError(f"vectorise must be auto, got {config.vectorise!r}: games are no environments, and are stepped together in one process")
+    require(config, "steps", lambda value: value >= config.batch_size, f"at least batch_size ({config.batch_size}): nothing is learnt from fewer moves")
     require(config, "window", lambda value: value >= config.batch_size, f"at least batch_size ({config.batch_size})")

@@ -327,7 +327,9 @@ def write_tables(folder: Path, members: list[Member], tables: tuple[dict[str, Te
         grid, size = member.world.grid, member.world.states
         if grid is not None:
             shown = {"Learnt reward": table["reward"].mean(1)} | ({} if member.world.truth is None else {"True reward": member.world.truth.mean(1)})
-            shown |= {"Soft value": table["value"], "Visits of the policy": table["occupancy"].sum(1), "Visits of the demonstrations": member.visits.sum(1)}
+            first = table["policy"] if member.horizon is None else table["policy"][0]
+            shown |= {"Visits of the policy": table["occupancy"].sum(1), "Visits of the demonstrations": member.visits.sum(1)}
+            shown |= {"Soft value": table["value"], "Entropy of the policy": torch.where(member.world.mdp.terminal, 0, categorical_entropy_from_probs(first))}
             maps += [{"title": f"{title}, seed {member.seed}", "values": values[:size].view(grid).tolist()} for title, values in shown.items()]
     if maps:
         disk.replace_file(folder / "heatmaps.json", json.dumps(maps).encode())

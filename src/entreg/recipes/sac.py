@@ -28,7 +28,7 @@ from entreg.rl.spaces import ActionSpec
 from entreg.run import Run, Summary
 from entreg.stacked import StackedAdam
 
-STATUS = "experimental"
+STATUS = "stable"
 SUMMARY = "Soft actor-critic (SAC)"
 LOG_STD = (-20.0, 2.0)
 RUNAWAY = 20.0  # times its start, where most states cannot reach the target: no coefficient will do

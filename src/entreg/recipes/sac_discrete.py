@@ -37,6 +37,8 @@ def train(config: Config, run: Run | None = None) -> Summary:
     with SoftActorCritic(config, run) as learner:
         warn_of_uniform_targets(learner)
         for batch in learner.batches(learner.act):
+            if learner.share_due:
+                learner.measure(batch)
             critics = learner.agent
             logits = learner.network.actor(batch.observation)
             q = critics.learned(batch.observation)
@@ -95,6 +97,13 @@ class SoftActorCritic(OffPolicy):
         q = self.agent.targets(batch.next_observation).amin(0)
         entropy = self.families.entropy(self.head, logits, batch.next_mask)
         return functional.policy_value(self.probs(logits, batch.next_mask), q, entropy, self.coefs())
+
+    def measure(self, batch: Batch) -> None:
+        """The bonus's share of the policies' gradient."""
+        logits = self.network.actor(batch.observation)
+        entropy, q = self.families.entropy(self.head, logits, batch.mask), self.agent.learned(batch.observation).detach().amin(0)
+        value, each = (self.probs(logits, batch.mask) * q).sum(-1), self.each(entropy)
+        self.books.share = population.gradient_shares((entropy, self.coefs() * each), (value, each), logits)
 
     def descend(self, critic_loss: Tensor, actor_loss: Tensor) -> None:
         """One gradient step of critics `[2, M, B]` and actors `[M, B]`, each member's clipped by itself; then the targets move."""

@@ -52,8 +52,13 @@ MAIN = (
     Metric("eval/accuracy", "Evaluation accuracy", "accuracy"),
     Metric("entropy", "Entropy", "entropy (nats)", "Shannon entropy of the predicted distribution, mean over inputs."),
     Metric("entropy/family", "Regularised entropy", "entropy of the family", "What the bonus raises and the controller sees."),
-    Metric("entropy/perplexity", "Perplexity", "effective choices", "exp(entropy): as uncertain as among that many equally likely choices."),
-    Metric("coef", "Coefficient", "coef", "The weight of the entropy bonus in the loss."),
+    Metric(
+        "entropy/perplexity",
+        "Perplexity",
+        "exp(entropy)",
+        "As uncertain as among that many equally likely choices; of continuous actions, as a uniform choice in a region of that size.",
+    ),
+    Metric("coef", "Coefficient", "coef", "The weight of the entropy bonus; where action values are learned, the temperature."),
     Metric("kl", "KL to the previous policy", "KL (nats)", "How far an update moved the policy."),
     Metric(
         "grad_share", "Bonus's share of the gradient", "share", "Norm of the bonus's gradient over the sum of its norm and the task's, at the policy's outputs."
@@ -65,13 +70,28 @@ MORE = {
     "clip_fraction": ("Clipped share of samples", "share"),
     "explained_variance": ("Explained variance of the value", "share"),
     "learning_rate": ("Learning rate", "learning rate"),
+    "entropy/infeasible": ("States that cannot reach the target entropy", "share of a batch"),
+    "q": ("Action value", "expected return"),
+    "epsilon": ("Random actions (epsilon)", "probability"),
+    "sigma": ("Learned noise of the weights", "mean sigma"),
+    "intrinsic/reward": ("Intrinsic reward before scaling", "reward a step"),
+    "intrinsic/share": ("Intrinsic share of the reward", "share"),
+    "intrinsic_coef": ("Weight of the intrinsic reward", "coef"),
+    "clip": ("Clip range", "clip"),
     "loss/policy": ("Policy loss", "loss"),
     "loss/value": ("Value loss", "loss"),
     "feature_gap": ("Feature gap, L1", "discounted counts"),
     "log_likelihood": ("Log-likelihood of the demonstrations", "nats an action"),
     "eval/value_difference": ("Value difference to the optimal policy", "share of the uniform policy's"),
+    "objective": ("Objective", "reward"),
+    "search/entropy": ("Entropy of the search's policy", "nats"),
+    "eval/won": ("Evaluation games won", "share"),
+    "eval/drawn": ("Evaluation games drawn", "share"),
+    "eval/lost": ("Evaluation games lost", "share"),
+    "eval/random": ("Against a random player", "mean result"),
     "steps_per_second": ("Speed, all members together", "steps / s"),
 }
+STEPS = {"alphazero": "moves of a member", "maxent_irl": "gradient steps"}  # of recipes that do not count steps of environments
 
 
 class Style(NamedTuple):
@@ -123,7 +143,7 @@ def metric_of(name: str) -> Metric:
 
 def visible(data: Data) -> list[str]:
     """The metrics that stand for themselves."""
-    hidden = HIDDEN | ({"entropy/family"} if _shannon_only(data) else set())
+    hidden = HIDDEN | ({"entropy/family"} if _shannon_only(data) else set()) | ({"coef"} if _no_bonus(data) else set())
     return [name for name in data.series if name not in hidden]
 
 
@@ -135,6 +155,11 @@ def measured_once(data: Data, name: str) -> bool:
 def _shannon_only(data: Data) -> bool:
     """Whether the regularised entropy is the entropy itself, up to the moment it is taken at."""
     return "entropy" in data.series and all(group.settings.get("family", "shannon") == "shannon" for group in data.groups)
+
+
+def _no_bonus(data: Data) -> bool:
+    """Whether every coefficient is 0 throughout."""
+    return not any(values.any() for _, values in data.series.get("coef", {}).values())
 
 
 def _target_stands_with(data: Data) -> str:
@@ -153,7 +178,7 @@ def figure(data: Data, metric: Metric) -> Figure:
         rows = whole.of(group)
         if rows.members:
             traces += _traces(rows, str(index), group.name or "mean", style, faint=max(2, FAINT_POINTS // len(whole.members)))
-    layout = _layout(metric, whole, "environment steps of a member" if "return" in data.series or "eval/return" in data.series else "steps")
+    layout = _layout(metric, whole, _steps(data))
     if metric.name == _target_stands_with(data):
         traces += _targets(data)
     if metric.name == "entropy":
@@ -161,6 +186,12 @@ def figure(data: Data, metric: Metric) -> Figure:
     if metric.name == "eval/return":
         _draw_spread(data, traces)
     return Figure(metric, _caption(data, metric), {"data": traces, "layout": layout})
+
+
+def _steps(data: Data) -> str:
+    """What a step is."""
+    known = STEPS.get(str(data.config.get("recipe")))
+    return known or ("environment steps of a member" if "return" in data.series or "eval/return" in data.series else "steps")
 
 
 def _caption(data: Data, metric: Metric) -> str:

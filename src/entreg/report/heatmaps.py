@@ -42,9 +42,8 @@ def _figure(given: Any) -> Figure | None:
     cells = [[value if value is None else float(f"{value:.5g}") for value in row] for row in cells]
     trace = {"type": "heatmap", "z": cells, "colorscale": "Viridis", "colorbar": {"thickness": 10}, "xgap": 1, "ygap": 1}
     trace["hovertemplate"] = "row %{y}, column %{x}: %{z:.4~g}<extra></extra>"
-    axes = {
-        "xaxis": {"title": {"text": ""}, "showgrid": False},
-        "yaxis": {"title": {"text": ""}, "autorange": "reversed", "scaleanchor": "x", "showgrid": False},
-    }
+    tight: dict[str, Any] = {"title": {"text": ""}, "showgrid": False, "zeroline": False, "constrain": "domain"}  # no axis beyond the cells
+    tight |= {"tick0": 0, "dtick": max(1, len(cells[0]) // 8)}
+    axes = {"xaxis": tight, "yaxis": tight | {"autorange": "reversed", "scaleanchor": "x"}}
     title = text(given.get("title", "Map"))
     return Figure(Metric(title, title, ""), "", {"data": [trace], "layout": {**axes, "showlegend": False, "shapes": [], "annotations": []}})

@@ -113,7 +113,7 @@ def _kind(content: bytes) -> str | None:
 
 
 def _chip(name: str, colour: str) -> Markup:
-    return tag("span.chip", tag("i", attributes={"style": f"background:{colour}"}), name or "no settings known")
+    return tag("span.chip", tag("i", attributes={"style": f"background:{colour}"}), name)
 
 
 def _results(data: Data) -> Markup:
@@ -132,8 +132,9 @@ def _results(data: Data) -> Markup:
         factor = 100 if name == "entropy/max" else 1
         columns[title] = ["" if mean is None else f"{number(float(f'{factor * float(mean):.3g}'))}{unit}" for mean in means]
     shown = {title: cells for title, cells in columns.items() if any(cells)}
+    unnamed = "no settings known" if not data.seeds else "all seeds" if len(data.seeds) > 1 else "one seed"
     rows = [
-        [_chip(group.name, colour), *(cells[index] for cells in shown.values())]
+        [_chip(group.name or unnamed, colour), *(cells[index] for cells in shown.values())]
         for index, (group, colour) in enumerate(zip(data.groups, colours(data.groups), strict=True))
     ]
     return tag("section.results", table(["setting", *shown], rows, numbers=True))

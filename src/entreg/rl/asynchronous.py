@@ -184,7 +184,7 @@ class Chief(Learner):
             return
         try:
             with Crew(work, self._jobs()) as crew:
-                while self.update < self.updates and self.stopped is None:
+                while self.update < self.updates and self.going:
                     before = self._stretch(crew)
                     self.states = crew.states
                     self.evaluate_and_save(before)

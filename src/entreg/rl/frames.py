@@ -12,9 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from entreg.rl.replay import FOLDER, Batch, Field, layout
-from entreg.rl.segments import PARTS, Files, Memory, require_room
+from entreg.rl.replay import Batch, Field, Rows, layout, require_fit
 from entreg.rl.spaces import ObservationSpec
+
+
+def _rounds(capacity: int, per_member: int, stack: int) -> int:
+    """Of the ring: its oldest stack needs frames before it."""
+    return max(2, capacity // max(1, per_member)) + stack
 
 
 def _layout_for(observation: ObservationSpec, shape: tuple[int, ...], dtype: np.dtype[Any] | type, stack: int) -> tuple[dict[str, Field], int]:
@@ -29,7 +33,7 @@ def _layout_for(observation: ObservationSpec, shape: tuple[int, ...], dtype: np.
     return layout({**parts, **flags})
 
 
-class FrameReplay:
+class FrameReplay(Rows):
     """`Replay` for images of `stack` frames: the newest `capacity` of every member, a final frame counting as one.
 
     Raises: `ValueError` where it does not fit, for channels that are no whole number of frames, and for a first observation that is no stack.
@@ -47,13 +51,10 @@ class FrameReplay:
         stack: int = 4,
     ) -> None:
         self.check_room(members, per_member, capacity, observation, *action, stack, folder=folder)
-        self.members, self.per_member, self.stack = members, per_member, stack
-        self._fields, size = _layout_for(observation, *action, stack)
-        frame = self._fields["frame"].shape
-        lanes, rounds = members * per_member, max(2, capacity // per_member) + stack
-        self._store = Memory(lanes, size, rounds) if folder is None else Files(lanes, size, rounds, folder / FOLDER)
-        self._row = np.zeros((lanes, size), np.uint8)
-        self._parts = {name: field.of(self._row) for name, field in self._fields.items()}
+        rounds = _rounds(capacity, per_member, stack)
+        super().__init__(members, per_member, _layout_for(observation, *action, stack), rounds, folder)
+        self.stack = stack
+        lanes, frame = members * per_member, self._fields["frame"].shape
         self._round_of = np.zeros(rounds, np.int64)  # the round of every step, a ring by the number of the step
         self._steps = self._first = 0
         self._cuts: list[int] = []  # steps after which all open episodes were lost
@@ -75,11 +76,7 @@ class FrameReplay:
         """Raise `ValueError` where such a replay does not fit, on the disk of `folder` or (None) in memory: for runs that have no folder yet."""
         if stack < 1 or observation.shape[0] % stack or not observation.image:
             raise ValueError(f"stack must divide the {observation.shape[0]} channels of images, got {stack}")
-        if min(members, per_member, capacity) < 1:
-            raise ValueError(f"members, per_member, capacity must be at least 1, got {members}, {per_member}, {capacity}")
-        rounds = max(2, capacity // per_member) + stack
-        need = members * per_member * _layout_for(observation, shape, dtype, stack)[1] * (rounds if folder is None else rounds + 2 * -(-rounds // PARTS))
-        require_room(need, f"a replay of {capacity} frames of {members} members", folder)
+        require_fit(members, per_member, capacity, _rounds(capacity, per_member, stack), _layout_for(observation, shape, dtype, stack)[1], folder)
 
     def __len__(self) -> int:
         """Transitions of each member that can be drawn."""
@@ -138,17 +135,10 @@ class FrameReplay:
         self._parts["final"][...] = True
         self._store.append(self._row)
 
-    def sample(self, generators: Sequence[np.random.Generator], batch: int) -> Batch:
-        """`batch` transitions of every member with replacement, each member's by its own generator alone."""
-        return self.take(self.draw(generators, batch))
-
     def draw(self, generators: Sequence[np.random.Generator], batch: int, replays: int = 1) -> np.ndarray:
         """The numbers `[M, batch]` of transitions, counted step by step over the environments; rings of frames are not `replays` filled alike."""
         assert replays == 1, "final frames fill every rank's ring differently"
-        size = len(self)
-        if not size:
-            raise ValueError("replay: nothing to draw from yet; legal is sample() after add()")
-        return np.stack([generator.integers(0, size, batch) for generator in generators])
+        return super().draw(generators, batch)
 
     def take(self, drawn: np.ndarray) -> Batch:
         """The transitions of these numbers `[M, B]`, the oldest step first."""
@@ -200,13 +190,11 @@ class FrameReplay:
         lanes = {"age": self._age.copy(), "zeros": self._zeros.copy(), "next": self._next.copy()}
         self._cuts = [step for step in self._cuts if step >= self._window()[0]]
         counts = {"steps": self._steps, "cuts": list(self._cuts)}
-        return {"store": self._store.state_dict(), "row": [self._store.lanes, self._store.width], **counts, **lanes}
+        return {**super().state_dict(), **counts, **lanes}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken; what was added since is cut off. `ValueError` where files are missing or rows are of another kind."""
-        if list(state["row"]) != [self._store.lanes, self._store.width]:
-            raise ValueError(f"replay: rows are {state['row']} (lanes, bytes) in the checkpoint and {[self._store.lanes, self._store.width]} here")
-        self._store.load_state_dict(state["store"])
+        super().load_state_dict(state)
         self._steps, self._cuts = state["steps"], list(state["cuts"])
         self._age, self._zeros, self._next = state["age"].copy(), state["zeros"].copy(), state["next"].copy()
         live = np.arange(max(0, self._store.count - self._store.rounds), self._store.count)
@@ -215,7 +203,3 @@ class FrameReplay:
         rounds = live[~np.concatenate(final)]
         self._first = self._steps - len(rounds)
         self._round_of[np.arange(self._first, self._steps) % len(self._round_of)] = rounds
-
-    def close(self) -> None:
-        """Let go of the files."""
-        self._store.close()

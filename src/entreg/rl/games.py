@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from entreg import planning
 from entreg.rl import naming
 from entreg.rl.spaces import ActionSpec
 
@@ -216,6 +217,7 @@ class ToyText:
         env.close()
         if not isinstance(model, Mapping) or starts is None:
             raise ValueError(f"env {name!r} cannot be searched: legal are games of open_spiel and tasks with a transition model (env.P), such as FrozenLake-v1")
+        planning.from_gymnasium(env)  # refuses tables that are no process
         uncut = () if limit else (f"{name} has no time limit: games are cut after {LONGEST} moves; env_kwargs max_episode_steps changes that",)
         self.name, self.notes = name, (*remarks, *notes, *uncut)
         self.size, self.actions = len(model), len(model[0])

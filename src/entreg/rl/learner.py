@@ -98,7 +98,7 @@ class Learner(ActorCriticStudy):
         """Rollouts until the run is complete or stopped; after each one controllers step, and records and checkpoints are written."""
         if self.evaluation_due:  # a signal cut it short
             self.evaluate()
-        while self.update < self.updates and self.stopped is None:
+        while self.update < self.updates and self.going:
             rollout = self._collect()
             yield rollout
             self._end_update(rollout)

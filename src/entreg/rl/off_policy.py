@@ -22,7 +22,7 @@ from entreg.rl.ranks import here, run_for
 from entreg.rl.replay import Batch, Replay
 from entreg.rl.spaces import FrameStack
 from entreg.rl.study import LOG_LINES, Study
-from entreg.run import Run
+from entreg.run import Run, Summary
 
 Act = Callable[[np.ndarray, np.ndarray | None], np.ndarray]  # observations [M, n, *shape], masks [M, n, K] -> actions [M, n, A] as the replay keeps them
 
@@ -63,12 +63,13 @@ class OffPolicy(Study):
         run = run_for(run)
         self.per_round = config.environments * here().part.of
         self.learning_starts, self.rounds = config.learning_starts, math.ceil(config.steps / self.per_round)
+        self._per_step = config.updates_per_step
         if run.settings.dry_run:
-            self.learning_starts, self.rounds = 0, math.ceil(2 / (self.per_round * config.updates_per_step))
+            self.learning_starts, self.rounds = 0, math.ceil(2 / self.per_round)
+            self._per_step = 2 / (self.rounds * self.per_round)
         self.round = self._recorded = 0
         self._close_replay: Callable[[], None] = lambda: None
         self._places: Tensor | None = None
-        self._per_step = config.updates_per_step
         super().__init__(recipe, config, run, head=head, coef=coef, updates=max(1, self._due(self.rounds)), schedules=schedules, over_ranks=over_ranks)
         self.observation, self.mask = self.environments.reset()
         continuous = self.head.spec.kind == "continuous"
@@ -131,7 +132,7 @@ class OffPolicy(Study):
         """
         if self.evaluation_due:  # a signal cut it short
             self.evaluate()
-        while self.round < self.rounds and self.stopped is None:
+        while self.round < self.rounds and self.going:
             before = self.step
             self._advance(self._random if before < self.learning_starts else act)
             self.round += 1
@@ -144,6 +145,17 @@ class OffPolicy(Study):
             if batch is not None and self.recording:
                 self._record(batch)
             self.evaluate_and_save(before)
+
+    def due(self) -> bool:
+        """Whether a checkpoint is due: by the clock, or because the replay's files wait for one."""
+        return super().due() or self.replay.crowded
+
+    def finish(self) -> Summary:
+        """As every study; a complete run needs its replay no more, and its files go."""
+        summary = super().finish()
+        if self.complete and not self.run.settings.dry_run:
+            self.replay.remove()
+        return summary
 
     def _sample(self) -> Batch:
         """The next batch: of the transitions that one process would draw, those that this rank holds."""
@@ -267,7 +279,7 @@ class OffPolicy(Study):
             "recorded": self._recorded,
             "seen": self.books.unread(),
             "agent": self.agent.state_dict(),
-            "replay": self.replay.state_dict(),
+            "replay": None if self.complete and not self.run.settings.dry_run else self.replay.state_dict(),
             "collector": {"environments": self.environments.state_dict(), "moments": None},
         }
 
@@ -276,13 +288,14 @@ class OffPolicy(Study):
         super().load_state_dict(state)
         self.books.read_again(state["seen"])
         self.agent.load_state_dict(state["agent"])
-        self.replay.load_state_dict(state["replay"])
+        if state["replay"] is not None:  # None where the run is complete
+            self.replay.load_state_dict(state["replay"])
         open_episodes = state["collector"]["environments"]
-        if open_episodes is None:
+        if open_episodes is not None:
+            self.observation, self.mask = self.environments.load_state_dict(open_episodes)
+        elif not self.complete:
             self.replay.restarted()
             self.episodes_restarted()
-        else:
-            self.observation, self.mask = self.environments.load_state_dict(open_episodes)
 
 
 def _innermost(controller: Any) -> type:

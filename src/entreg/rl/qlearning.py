@@ -36,8 +36,6 @@ class ValueConfig(OffPolicyConfig):
     """A number or a schedule over the run."""
     learning_starts: int = 1000
     """Environment steps of each member with random actions before the first gradient step."""
-    updates_per_step: float = 0.25
-    """Gradient steps for each environment step of a member."""
     batch_size: int = 128
     """Transitions of a gradient step, drawn uniformly from the member's replay."""
     buffer_size: int = 100_000
@@ -62,7 +60,7 @@ class QConfig(ValueConfig):
 
     exploration: Exploration = "epsilon_greedy"
     """epsilon_greedy: any action with probability epsilon. boltzmann: the policy softmax(Q / coef). noisy_net: noise on the weights, learned."""
-    epsilon: str = "linear(1, 0.05, 4000)"
+    epsilon: str = "linear(1, 0.05, 10000)"
     """Probability of a random action: a number or a schedule in gradient steps."""
     sigma: float = 0.5
     """Initial noise of noisy_net, divided by the square root of a layer's inputs."""
@@ -238,7 +236,10 @@ def warn_of_uniform_targets(learner: OffPolicy) -> None:
         said.add((member.coef, member.family))
         actions = learner.head.outputs
         share = f"; its best action of {actions} may hold {most_greedy(target, actions):.3f}" if family.name == "shannon" else ""
-        text = f"coef {member.coef}: a target of {target / float(largest):.2f} of the largest entropy is almost uniform{share}"
+        if target > float(largest):
+            share = "; no policy reaches it, and a learned coefficient grows to its bound"
+        kind = "above what there is" if target > float(largest) else "almost uniform"
+        text = f"coef {member.coef}: a target of {target / float(largest):.2f} of the largest entropy is {kind}{share}"
         learner.run.event(0, "almost_uniform", text)
         warn(text)
 

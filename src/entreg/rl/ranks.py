@@ -179,8 +179,8 @@ class Follower(Run):
         """Nothing: rank 0 reads."""
         return None
 
-    def finish(self, step: int, metrics: Mapping[str, float]) -> Summary:
-        return Summary(self.folder, step, self.stopping(), {name: float(value) for name, value in metrics.items()})
+    def finish(self, step: int, metrics: Mapping[str, float], following: str | None = None) -> Summary:
+        return Summary(self.folder, step, self.stopping(), {name: float(value) for name, value in metrics.items()}, following)
 
     def _close(self) -> None:
         """There is nothing to close."""

@@ -4,6 +4,7 @@ Shapes: M members, n environments of each, B transitions of a batch. A transitio
 An episode that was cut (truncated) is not terminated: its final observation is kept and its value counts.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from entreg.rl.segments import PARTS, Files, Memory, require_room
+from entreg.rl.segments import Files, Memory, require_room, room
 from entreg.rl.spaces import ObservationSpec
 
 FOLDER = "replay"  # in the run's own
@@ -61,7 +62,70 @@ def _layout_for(observation: ObservationSpec, shape: tuple[int, ...], dtype: np.
     return layout(parts)
 
 
-class Replay:
+class Rows:
+    """What replays share: their rows in files or in memory, and how batches are drawn. A replay says how many transitions it holds and what they are."""
+
+    def __init__(self, members: int, per_member: int, layout: tuple[Mapping[str, Field], int], rounds: int, folder: Path | None) -> None:
+        self._fields, width = layout
+        self.members, self.per_member = members, per_member
+        lanes = members * per_member
+        self._store = Memory(lanes, width, rounds) if folder is None else Files(lanes, width, rounds, folder / FOLDER)
+        self._row = np.zeros((lanes, width), np.uint8)
+        self._parts = {name: field.of(self._row) for name, field in self._fields.items()}
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Transitions of each member that can be drawn."""
+
+    @abstractmethod
+    def take(self, drawn: np.ndarray) -> Batch:
+        """The transitions of these numbers `[M, B]`, the oldest first."""
+
+    def sample(self, generators: Sequence[np.random.Generator], batch: int) -> Batch:
+        """`batch` transitions of every member with replacement, each member's by its own generator alone."""
+        return self.take(self.draw(generators, batch))
+
+    def draw(self, generators: Sequence[np.random.Generator], batch: int, replays: int = 1) -> np.ndarray:
+        """The numbers `[M, batch]` of transitions of `replays` that are filled alike, counted round by round over the environments of all of them."""
+        size = len(self) * replays
+        if not size:
+            raise ValueError("replay: nothing to draw from yet; legal is sample() after add()")
+        return np.stack([generator.integers(0, size, batch) for generator in generators])
+
+    @property
+    def crowded(self) -> bool:
+        """Whether checkpoints are too far apart: the files that they hold back come to more than was made sure of."""
+        return self._store.crowded
+
+    def state_dict(self) -> dict[str, Any]:
+        """The length (in memory: the rows too); files are on the disk when this returns."""
+        return {"store": self._store.state_dict(), "row": [self._store.lanes, self._store.width]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken; what was added since is cut off. `ValueError` where files are missing or rows are of another kind."""
+        if list(state["row"]) != [self._store.lanes, self._store.width]:
+            raise ValueError(f"replay: rows are {state['row']} (lanes, bytes) in the checkpoint and {[self._store.lanes, self._store.width]} here")
+        self._store.load_state_dict(state["store"])
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._store.close()
+
+    def remove(self) -> None:
+        """Let go of the files and remove them."""
+        self._store.remove()
+
+
+def require_fit(members: int, per_member: int, capacity: int, rounds: int, width: int, folder: Path | None) -> None:
+    """Raise `ValueError` where a replay of so many rounds, rows of `width` bytes, does not fit, on the disk of `folder` or (None) in memory."""
+    if min(members, per_member, capacity) < 1:
+        raise ValueError(f"members, per_member, capacity must be at least 1, got {members}, {per_member}, {capacity}")
+    size = members * per_member * width
+    need = size * rounds if folder is None else room(size, rounds)
+    require_room(need, f"a replay of {rounds * per_member} transitions of {members} members", folder)
+
+
+class Replay(Rows):
     """The newest `capacity` transitions of every member, in files of the run's folder under `replay/`, or (`folder` None) in memory.
 
     `action` is the shape and dtype of one action, `mask_size` the number of classes where actions are masked. Give as `capacity` no more than the run
@@ -80,12 +144,7 @@ class Replay:
         mask_size: int | None = None,
     ) -> None:
         self.check_room(members, per_member, capacity, observation, *action, mask_size, folder=folder)
-        self.members, self.per_member = members, per_member
-        self._fields, width = _layout_for(observation, *action, mask_size)
-        lanes, rounds = members * per_member, max(1, capacity // per_member)
-        self._store = Memory(lanes, width, rounds) if folder is None else Files(lanes, width, rounds, folder / FOLDER)
-        self._row = np.zeros((lanes, width), np.uint8)
-        self._parts = {name: field.of(self._row) for name, field in self._fields.items()}
+        super().__init__(members, per_member, _layout_for(observation, *action, mask_size), max(1, capacity // max(1, per_member)), folder)
         self._lanes = np.arange(members)[:, None] * per_member
 
     @staticmethod
@@ -101,12 +160,7 @@ class Replay:
         folder: Path | None = Path(),
     ) -> None:
         """Raise `ValueError` where such a replay does not fit, on the disk of `folder` or (None) in memory: for runs that have no folder yet."""
-        if min(members, per_member, capacity) < 1:
-            raise ValueError(f"members, per_member, capacity must be at least 1, got {members}, {per_member}, {capacity}")
-        rounds = max(1, capacity // per_member)
-        width = _layout_for(observation, shape, dtype, mask_size)[1]
-        need = members * per_member * width * (rounds if folder is None else rounds + 2 * -(-rounds // PARTS))
-        require_room(need, f"a replay of {rounds * per_member} transitions of {members} members", folder)
+        require_fit(members, per_member, capacity, max(1, capacity // max(1, per_member)), _layout_for(observation, shape, dtype, mask_size)[1], folder)
 
     def __len__(self) -> int:
         """Transitions of each member that can be drawn."""
@@ -132,17 +186,6 @@ class Replay:
             part[...] = given[name].reshape(part.shape)
         self._store.append(self._row)
 
-    def sample(self, generators: Sequence[np.random.Generator], batch: int) -> Batch:
-        """`batch` transitions of every member with replacement, each member's by its own generator alone."""
-        return self.take(self.draw(generators, batch))
-
-    def draw(self, generators: Sequence[np.random.Generator], batch: int, replays: int = 1) -> np.ndarray:
-        """The numbers `[M, batch]` of transitions of `replays` that are filled alike, counted round by round over the environments of all of them."""
-        size = len(self) * replays
-        if not size:
-            raise ValueError("replay: nothing to draw from yet; legal is sample() after add()")
-        return np.stack([generator.integers(0, size, batch) for generator in generators])
-
     def take(self, drawn: np.ndarray) -> Batch:
         """The transitions of these numbers `[M, B]`, the oldest round first."""
         batch = drawn.shape[1]
@@ -154,17 +197,3 @@ class Replay:
 
     def restarted(self) -> None:
         """Open episodes were lost: what is added next begins new ones. Rows that hold both ends of a step need nothing for it."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """The length (in memory: the rows too); files are on the disk when this returns."""
-        return {"store": self._store.state_dict(), "row": [self._store.lanes, self._store.width]}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken; what was added since is cut off. `ValueError` where files are missing or rows are of another kind."""
-        if list(state["row"]) != [self._store.lanes, self._store.width]:
-            raise ValueError(f"replay: rows are {state['row']} (lanes, bytes) in the checkpoint and {[self._store.lanes, self._store.width]} here")
-        self._store.load_state_dict(state["store"])
-
-    def close(self) -> None:
-        """Let go of the files."""
-        self._store.close()

@@ -19,6 +19,7 @@ import numpy as np
 from entreg import disk
 
 PARTS = 2  # segments that a full ring spans, besides the one that is begun: a sample looks into each
+BEHIND = 64 * 2**20  # bytes that states may keep of what has left the ring, where that is more than a segment
 _KEPT = 3  # states that can still be loaded: two checkpoints, and one that was asked for but perhaps not saved
 
 
@@ -44,6 +45,10 @@ class Memory:
         live = np.arange(max(0, self.count - self.rounds), self.count)
         return {"count": self.count, "rows": self._data.reshape(self.rounds, -1)[live % self.rounds]}
 
+    @property
+    def crowded(self) -> bool:
+        return False
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.count = state["count"]
         live = np.arange(self.count - len(state["rows"]), self.count)
@@ -51,6 +56,9 @@ class Memory:
 
     def close(self) -> None:
         """Nothing is open."""
+
+    def remove(self) -> None:
+        """Nothing is on the disk."""
 
 
 class Files:
@@ -102,7 +110,11 @@ class Files:
         self._file = disk.open_file(self._path(segment), "w+b")
         disk.truncate(self._file, self.span * self._round)
         self._map(segment, self._file)
-        oldest = min([max(0, self.count + 1 - self.rounds) // self.span, *self._named])
+        self._let_go(max(0, self.count + 1 - self.rounds) // self.span)
+
+    def _let_go(self, first: int) -> None:
+        """Remove the segments that neither the ring, which begins in segment `first`, nor a state needs."""
+        oldest = min([first, *self._named])
         for old in [index for index in self._maps if index < oldest]:
             del self._maps[old]
             disk.remove(self._path(old))
@@ -122,8 +134,15 @@ class Files:
         if self._file is not None:
             disk.sync(self._file)
             disk.sync_folder(self.folder)
-        self._named.append(max(0, self.count - self.rounds) // self.span)
+        first = max(0, self.count - self.rounds) // self.span
+        self._named.append(first)
+        self._let_go(first)
         return {"count": self.count}
+
+    @property
+    def crowded(self) -> bool:
+        """Whether the states given out keep more behind the ring than `room` counts: newer ones, three of them, let it go."""
+        return bool(self._named) and self.count - self._named[0] * self.span > self.rounds + self.span + _behind(self._round, self.span)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on after the rounds of `state`; what was written after them is cut off.
@@ -159,6 +178,22 @@ class Files:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def remove(self) -> None:
+        """Let go of all files and remove them: no state can be loaded any more."""
+        self.close()
+        disk.remove(self.folder)
+
+
+def _behind(size: int, span: int) -> int:
+    """How many rounds of `size` bytes the states may keep behind the ring."""
+    return max(span, BEHIND // size)
+
+
+def room(size: int, rounds: int) -> int:
+    """Bytes that the files of a ring of `rounds` rounds of `size` bytes come to at most: with a segment at both of its ends, and what states keep behind it."""
+    span = -(-rounds // PARTS)
+    return size * (rounds + 2 * span + _behind(size, span) + _KEPT)
 
 
 def require_room(need: int, what: str, folder: Path | None) -> None:

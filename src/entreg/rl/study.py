@@ -152,13 +152,22 @@ class Study(ABC):
     def evaluate_and_save(self, before: int) -> None:
         """Evaluate and write a checkpoint where they are due; `before` is the step at which this was called last."""
         every = self.run.settings.eval_every
-        self.stopped, due = self.ranks.agree(self.run.stopping() or self._reached(), self.run.due())
+        self.stopped, due = self.ranks.agree(self.run.stopping() or self._reached(), self.due())
         self.evaluation_due = every is not None and self.step // every > before // every and self.step < self.steps
         if self.evaluation_due and self.stopped is None:
             self.evaluate()
-            self.stopped, due = self.ranks.agree(self.run.stopping(), self.run.due())
+            self.stopped, due = self.ranks.agree(self.run.stopping(), self.due())
         if due:
             self.run.checkpoint(self.step, self._everyones, force=True)
+
+    @property
+    def going(self) -> bool:
+        """Whether there is a reason neither to stop nor, in a resumed run, to begin."""
+        return self.stopped is None and not self.complete
+
+    def due(self) -> bool:
+        """Whether a checkpoint is due."""
+        return self.run.due()
 
     def _everyones(self) -> dict[str, Any]:
         """The state with that of all ranks' environments."""

@@ -4,7 +4,7 @@ Shapes: S states, A actions, F features.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -14,11 +14,13 @@ from torch import Tensor
 
 from entreg import planning
 from entreg.planning import MDP
-from entreg.rl import naming
+from entreg.rl import demonstrations, naming
+from entreg.rl.acting import Policy
 from entreg.rl.networks import Architecture
 from entreg.rl.spaces import ActionSpec
 
 GRIDWORLD = "gridworld"
+MOVES = "<v>^"  # its actions
 _DEFAULTS = {"size": 6, "slip": 0.1, "regions": 8}
 
 
@@ -40,7 +42,11 @@ def make(name: str, kwargs: Mapping[str, Any], seed: int) -> World:
     Raises: `ValueError` for names and arguments that make no world; `ImportError` as `naming.build` does.
     """
     if name != GRIDWORLD:
-        env, _ = naming.build(naming.find(name)[0], kwargs)
+        try:
+            spec, _ = naming.find(name)
+        except ValueError as error:
+            raise ValueError(f"{error}; {GRIDWORLD} is a world of our own") from error
+        env, _ = naming.build(spec, kwargs)
         try:
             return _toy(env)
         finally:
@@ -105,3 +111,25 @@ def as_network(policy: Tensor, value: Tensor) -> dict[str, Any]:
     biases = {"actor.0.bias": torch.zeros(actions), "critic.0.bias": torch.zeros(1)}
     spec = {"architecture": architecture._asdict(), "action": ActionSpec("discrete", (actions,))._asdict(), "squash": False}
     return {"spec": spec, "weights": {name: part.float() for name, part in (weights | biases).items()}, "normaliser": None}
+
+
+def told(policy: Policy, config: Mapping[str, Any], world: int, count: int, seed: int, temperature: float) -> Iterator[str]:
+    """Lines about `count` walks of a policy in the gridworld of seed `world`, and what it does in each cell.
+
+    Returns are those of the true reward, which nobody knows where the demonstrations came from a file.
+    """
+    made = make(GRIDWORLD, config["env_kwargs"], world)
+    assert made.truth is not None and made.grid is not None
+    with torch.no_grad():
+        logits = policy.network.actor(torch.eye(made.states)[None])[0].double()
+    best = logits.argmax(-1)
+    table = torch.nn.functional.one_hot(best, made.mdp.actions).double() if temperature == 0 else (logits / temperature).softmax(-1)
+    if config["trajectories"] is None:
+        walks = demonstrations.sample(made.mdp, table, count, config["horizon"], np.random.default_rng(seed))
+        returns = made.truth.numpy()[walks.state, walks.action].reshape(count, -1).sum(1)  # no walk ends before the horizon
+        for number, total in enumerate(returns, 1):
+            yield f"episode {number}: return {total:.4g} in {config['horizon']} steps"
+        yield f"return {returns.mean():.4g} +- {returns.std():.3g} over {count} episodes"
+    yield f"most probable in each cell of the world of seed {world}:"
+    for row in best.view(made.grid).tolist():
+        yield " ".join(MOVES[action] for action in row)

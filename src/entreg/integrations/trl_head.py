@@ -1,0 +1,140 @@
+"""TRL's fused LM head, watched: the log-probabilities and entropies of a forward pass, the entropy of any family, and how they pull on the logits.
+
+Shapes: B sequences of T next-token predictions, N of them in a row `[N, D]`, V classes. One place (`statistics`) computes per-token quantities from hidden
+states and the head's weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from trl.trainer import utils
+
+from entreg.functional import SHANNON, Family, categorical_entropy
+from entreg.functional.shares import Pull, pull
+
+ESTIMATOR = "_ChunkedLogProbFunction"  # the name under which trl.trainer.utils calls its kernel
+ROWS = 2**25  # logits in memory at a time: 128 MB
+
+
+class Seen(NamedTuple):
+    """One pass: log-probabilities, Shannon entropies and those of the family `[B, T]`, differentiable; `pull` of each token where it was asked for."""
+
+    log_prob: Tensor
+    entropy: Tensor
+    family: Tensor
+    pull: Pull | None
+
+    def last(self, length: int) -> Seen:
+        """The last `length` predictions (TRL's completions are there); what is cut off has no gradient."""
+        parts = None if self.pull is None else Pull(*(part[:, -length:].flatten() for part in self.pull))
+        return Seen(self.log_prob[:, -length:], self.entropy[:, -length:], self.family[:, -length:], parts)
+
+
+class Head:
+    """Wraps the forward of a model with a fused LM head; transparent unless a pass is `watching`."""
+
+    def __init__(self, model: Any, family: Family) -> None:
+        self._forward, self._family = model.forward, family
+        self._seen: list[Seen] | None = None
+        self._shares = False
+        model.forward = self
+
+    @staticmethod
+    def is_fused(model: Any) -> bool:
+        """Whether the model's forward is the one of `trl.trainer.utils.add_fused_lm_head`."""
+        function = getattr(model.forward, "__func__", None)
+        return function is not None and function.__code__.co_name == "_fused_forward" and function.__code__.co_filename == utils.__file__
+
+    @contextmanager
+    def watching(self, *, shares: bool) -> Iterator[list[Seen]]:
+        """While open, every differentiable pass of the fused head is put into the list that it yields."""
+        self._seen, self._shares = [], shares
+        try:
+            yield self._seen
+        finally:
+            self._seen = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._seen is None or not kwargs.get("fused_lm_head") or not torch.is_grad_enabled():
+            return self._forward(*args, **kwargs)
+        estimator = _Watched(getattr(utils, ESTIMATOR), self._family, self._shares)
+        setattr(utils, ESTIMATOR, estimator)
+        try:
+            outputs = self._forward(*args, **kwargs)
+        finally:
+            setattr(utils, ESTIMATOR, estimator.original)
+        if outputs.entropy is None or not outputs.entropy.requires_grad:
+            raise RuntimeError("fused LM head: its entropy is absent or has no gradient; legal is outputs=('log_probs', 'entropy', ...)")
+        family, pulled = estimator.in_place(outputs.label_mask)
+        self._seen.append(Seen(outputs.log_probs, outputs.entropy, outputs.entropy if family is None else family, pulled))
+        return outputs
+
+    @property
+    def __wrapped__(self) -> Any:
+        return self._forward  # so that `inspect.signature` gives the model's own
+
+
+class _Watched:
+    """Stands in for TRL's kernel during one pass: calls it, and computes beside it what it does not have."""
+
+    def __init__(self, original: Any, family: Family, shares: bool) -> None:
+        self.original, self._family, self._shares = original, family, shares
+        self._rows: tuple[Tensor | None, Pull | None] | None = None
+
+    def apply(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, temperature: float, chunk: int, softcap: Any, scale: float, outputs: Any
+    ) -> Any:
+        results = self.original.apply(hidden, weight, bias, labels, temperature, chunk, softcap, scale, outputs)
+        how = {"temperature": temperature, "softcap": softcap, "scale": scale}
+        family = None if self._family == SHANNON else entropies(hidden, weight, bias, self._family, how)
+        self._rows = family, pulls(hidden, weight, bias, labels, self._family, how) if self._shares else None
+        return results
+
+    def in_place(self, mask: Tensor) -> tuple[Tensor | None, Pull | None]:
+        """The rows as `[B, T]`, 0 where `mask` is: TRL computes all positions without Triton, with it only those that count."""
+        assert self._rows is not None
+        family, pulled = self._rows
+
+        def placed(rows: Tensor) -> Tensor:
+            if len(rows) == mask.numel():
+                return rows.view(mask.shape).masked_fill(~mask, 0)
+            return rows.new_zeros(mask.shape).masked_scatter(mask, rows)
+
+        return None if family is None else placed(family), None if pulled is None else Pull(*(placed(part) for part in pulled))
+
+
+def logits_of(hidden: Tensor, weight: Tensor, bias: Tensor | None, how: Mapping[str, Any]) -> Tensor:
+    """Logits `[N, V]` in float32 after scaling, soft-capping and temperature, in TRL's order."""
+    z = torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias).float() * how["scale"]
+    if how["softcap"] is not None:
+        z = how["softcap"] * torch.tanh(z / how["softcap"])
+    cooled: Tensor = z / how["temperature"]
+    return cooled
+
+
+def entropies(hidden: Tensor, weight: Tensor, bias: Tensor | None, family: Family, how: Mapping[str, Any]) -> Tensor:
+    """Entropy of a family of every row's next-token distribution, `[N, D] -> [N]`, differentiable; logits are made anew for the backward pass."""
+
+    def of(rows: Tensor) -> Tensor:
+        return categorical_entropy(logits_of(rows, weight, bias, how), family)
+
+    return torch.cat([torch.as_tensor(checkpoint(of, rows, use_reentrant=False)) for rows in _chunks(hidden, weight)])
+
+
+@torch.no_grad()
+def pulls(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, family: Family, how: Mapping[str, Any]) -> Pull:
+    """`functional.shares.pull` of every row, without gradient."""
+    chunks = zip(_chunks(hidden, weight), _chunks(labels, weight), strict=True)
+    parts = [pull(logits_of(rows, weight, bias, how), targets, family) for rows, targets in chunks]
+    return Pull(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+
+def _chunks(rows: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    chunks: tuple[Tensor, ...] = rows.split(max(1, ROWS // weight.shape[0]))
+    return chunks

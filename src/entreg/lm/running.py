@@ -1,0 +1,138 @@
+"""A run of ours around a Hugging Face trainer: records in entreg's names, checkpoints that resume, evaluation before and after, signals, NaN stops.
+
+The trainer's own checkpoints (`trainer/checkpoint-N`, with the controller in `trainer_state.json`) hold the weights, the optimizer and the random states; a
+checkpoint of the run says which one belongs to which byte of the records.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from transformers import PrinterCallback, TrainerCallback
+from transformers.utils import logging as transformers_logging
+
+from entreg.run import Run, Summary
+
+START = 0.8  # of the mean entropy of the first FIRST steps: the documented first target
+FIRST = 10
+NAMES = {"loss": "loss", "reward": "return", "kl": "kl", "grad_norm": "grad_norm", "learning_rate": "learning_rate", "reward_std": "return/std"}
+NAMES |= {"completions/mean_length": "length", "rewards/margins": "margin", "rewards/accuracies": "accuracy", "accuracy": "accuracy"}
+NAMES |= {"clip_ratio/region_mean": "clip_fraction", "frac_reward_zero_std": "groups_without_signal"}
+
+Record = Callable[[], Mapping[str, float]]
+
+
+def arguments(folder: Path, run: Run, steps: int, config: Any) -> dict[str, Any]:
+    """What every trainer of a recipe is told: the run's seed and steps, records each step, checkpoints when the run says so, nothing from outside."""
+    return {
+        "output_dir": str(folder / "trainer"),
+        "max_steps": steps,
+        "per_device_train_batch_size": config.batch_size,
+        "gradient_accumulation_steps": config.accumulation,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.0,
+        "seed": run.settings.seed % 2**32,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "save_total_limit": 3,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+    }
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """While open, transformers and datasets draw no bars and say nothing but errors; what they deprecate of themselves is not the user's."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    level = logging.getLogger("accelerate").level
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()
+        datasets.enable_progress_bars()
+        logging.getLogger("accelerate").setLevel(level)
+
+
+class Books(TrainerCallback):  # type: ignore[misc]
+    """Writes what a trainer logs as records, and takes checkpoints and stops from the run."""
+
+    def __init__(self, run: Run, record: Record, first: int = 0) -> None:
+        self._run, self._record, self._first = run, record, first
+        self._entropies: list[float] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
+        logs = logs or {}
+        if "train_runtime" in logs:  # the trainer's own summary
+            return
+        values = {name: float(logs[key]) for key, name in NAMES.items() if logs.get(key) is not None} | dict(self._record())
+        if "entropy" in values:
+            values["entropy/perplexity"] = math.exp(values["entropy"])
+        self._run.check_finite(state.global_step, **{name: torch.tensor(values[name]) for name in ("loss", "grad_norm") if name in values})
+        self._run.log(state.global_step, **values)
+        if "entropy" in values and state.global_step <= FIRST:
+            self._entropies.append(values["entropy"])
+            if state.global_step == FIRST == len(self._entropies):
+                mean = sum(self._entropies) / FIRST
+                say = f"mean entropy of the first {FIRST} steps: {mean:.4g} nats a token; to hold {START} of it: --coef 'TargetEntropy({START * mean:.3g})'"
+                self._run.event(state.global_step, "target", say)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._run.stopping() is not None:
+            control.should_training_stop = True
+        if control.should_training_stop or self._run.due():
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        name, step = f"checkpoint-{state.global_step}", state.global_step
+        self._run.checkpoint(step, lambda: {"step": step, "trainer": name, "complete": False}, force=True)
+
+
+def conduct(run: Run, trainer: Any, record: Record, judge: Callable[[Any], Mapping[str, float]], folder: Path) -> Summary:
+    """Trains a trainer that is ready from where the run stands to its end: evaluation, training, evaluation, the model in `folder/model`.
+
+    Raises: `NonFinite` when the loss is not finite; the checkpoints are left alone.
+    """
+    state, following = run.restore(), f"entreg train decode --model {folder / 'model'}"
+    main = trainer.accelerator.is_main_process
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Books(run, record))
+    if state is None:
+        run.log(0, **_named(judge(trainer.model)))
+    if state is None or not state["complete"]:
+        path = None if state is None else str(folder / "trainer" / state["trainer"])
+        trainer.train(resume_from_checkpoint=path)
+    elif main:
+        return run.finish(state["step"], state["metrics"], following)
+    step = int(trainer.state.global_step)
+    if run.stopping() is not None:
+        return run.finish(step, {})
+    metrics = dict(judge(trainer.model))
+    run.log(step, **_named(metrics))
+    if main:
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder / "model")
+        trainer.processing_class.save_pretrained(folder / "model")
+    run.checkpoint(step, lambda: {"step": step, "trainer": "", "complete": True, "metrics": metrics}, force=True)
+    return run.finish(step, metrics, following)
+
+
+def _named(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {f"eval/{name}": value for name, value in metrics.items()}

@@ -1,0 +1,141 @@
+"""Reinforcement learning from human feedback: a reward model from preference pairs, then a policy against it with a KL to the start and controlled entropy.
+
+    1. reward model   -log sigmoid(r(x, chosen) - r(x, rejected))                             TRL's RewardTrainer
+    2. policy         clipped policy gradient on r - beta KL(policy || start), plus entropy    TRL's RLOOTrainer or GRPOTrainer
+
+TRL has no PPOTrainer any more: both trainers clip ratios as PPO does and take the mean of a group of answers in the place of a learnt value.
+Source: Ouyang et al. 2022 (arXiv:2203.02155), eq. 1 and 2; Ahmadian et al. 2024 (RLOO, arXiv:2402.14740). Page: docs/recipes/rlhf.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback
+from trl import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer
+
+from entreg import spelling
+from entreg.integrations.trl import attach
+from entreg.lm import arithmetic, models, running, sampling, start
+from entreg.lm.arithmetic import Task
+from entreg.lm.config import LanguageConfig, check, controller
+from entreg.rl.ranks import here
+from entreg.run import Run, Summary
+
+STATUS = "experimental"
+SUMMARY = "Reward model from preferences, then policy optimisation of a language model, on TRL"
+
+
+@dataclass(frozen=True)
+class Config(LanguageConfig):
+    """RLHF of a language model: a reward model learnt from pairs, a policy trained against it."""
+
+    algorithm: Literal["rloo", "grpo"] = "rloo"
+    """rloo: KL in the reward, whole answers as actions. grpo: KL in the loss, tokens as actions."""
+    reward_model: str | None = None
+    """Folder of a reward model; none: one is trained from preference pairs first."""
+    reward_steps: int = 200
+    """Optimizer steps of the reward model."""
+    beta: float = 0.05
+    """Weight of the KL to the starting policy."""
+    group: int = 8
+    """Answers drawn for a prompt, whose rewards are compared."""
+    clip: float = 0.2
+    """How far a probability ratio may leave 1."""
+
+
+def check_rlhf(config: Config) -> None:
+    """ValueError for settings that make no sense, naming the flag."""
+    if config.group < 2 or config.batch_size % config.group:
+        raise ValueError(f"group is {config.group} with batch_size {config.batch_size}; legal are divisors of batch_size from 2")
+    if config.reward_steps < 1:
+        raise ValueError(f"reward_steps is {config.reward_steps}; legal are integers from 1")
+    if not 0 <= config.beta < float("inf"):
+        raise ValueError(f"beta is {config.beta}; legal are finite numbers from 0")
+    if not 0 <= config.clip <= 1:
+        raise ValueError(f"clip is {config.clip}; legal are numbers from 0 to 1")
+    if config.reward_model is not None:
+        models.check_path(config.reward_model)
+
+
+def train(config: Config, run: Run | None = None) -> Summary:
+    """Train reward model and policy; records, checkpoints and both models go to the run's folder."""
+    task = check(config, ("reward", "kl") if config.beta else ("reward",))
+    check_rlhf(config)
+    run = run if run is not None else Run()
+    settings = run.settings
+    torch.set_num_threads(settings.threads)
+    steps = 2 if settings.dry_run else config.steps
+    members = [{"seed": settings.seed, "coef": config.coef, "family": config.family, "controller": spelling.spell(controller(config, steps))}]
+    run.start("rlhf", config.task, config, members=members, total=steps)
+    with run, running.quiet():
+        folder = Path(here().first(str(run.folder.absolute())))
+        beginning = start.prepared(config.model, task, run.settings.seed, folder / "start", steps=config.warm_up)
+        scores = Path(config.reward_model) if config.reward_model is not None else reward_model(config, run, task, beginning, folder)
+        network, tokenizer = models.load(beginning)
+        judged, _ = models.load(scores, scores=True)
+        trainer = policy_trainer(config, run, task, steps, folder, network, tokenizer, scored(judged.eval(), tokenizer))
+        attached = attach(trainer, controller(config, steps), spelling.parse_family(config.family), shares=config.shares)
+
+        def judge(model: object) -> dict[str, float]:
+            drawn = sampling.sample(model, tokenizer, task.judged, config.eval_samples, seed=settings.seed)
+            return {**sampling.judge(task, task.judged, drawn, (1, config.eval_samples)), "entropy": drawn.entropy}
+
+        return running.conduct(run, trainer, attached.record, judge, folder)
+
+
+def reward_model(config: Config, run: Run, task: Task, beginning: Path, folder: Path) -> Path:
+    """A reward model trained from preference pairs on the starting model's body, saved in `folder/reward`; its accuracy on new pairs is an event."""
+    target = folder / "reward"
+    if (target / "config.json").is_file():  # of this run before it was resumed
+        return target
+    network, tokenizer = models.load(beginning, scores=True, seed=run.settings.seed)
+    steps = 2 if run.settings.dry_run else config.reward_steps
+    how = {**running.arguments(folder, run, steps, config), "output_dir": str(folder / "reward-trainer"), "gradient_accumulation_steps": 1}
+    rows = arithmetic.pairs(task, config.batch_size * steps, run.settings.seed)
+    trainer = RewardTrainer(model=network, args=RewardConfig(**how), train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    score = scored(network.eval(), tokenizer)
+    fresh = arithmetic.pairs(task, 256, run.settings.seed + 1)
+    prompts = [row["prompt"] for row in fresh]
+    better = [one > other for one, other in zip(*(score(prompts, [row[name] for row in fresh]) for name in ("chosen", "rejected")), strict=True)]
+    run.event(0, "reward_model", f"the reward model orders {sum(better) / len(better):.1%} of 256 new pairs as they were preferred")
+    models.save(network, tokenizer, target)
+    return target
+
+
+def scored(network: Any, tokenizer: Any) -> Callable[..., list[float]]:
+    """TRL's reward function of a reward model."""
+
+    @torch.no_grad()
+    def score(prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float]:
+        texts = [prompt + completion + tokenizer.eos_token for prompt, completion in zip(prompts, completions, strict=True)]
+        batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False).to(network.device)
+        return [float(value) for value in network(**batch).logits[:, 0]]
+
+    return score
+
+
+def policy_trainer(config: Config, run: Run, task: Task, steps: int, folder: Path, network: Any, tokenizer: Any, score: Callable[..., list[float]]) -> Any:
+    """The trainer of the policy."""
+    cls, kind = (RLOOTrainer, RLOOConfig) if config.algorithm == "rloo" else (GRPOTrainer, GRPOConfig)
+    return cls(
+        model=network,
+        reward_funcs=score,
+        args=kind(
+            **running.arguments(folder, run, steps, config),
+            num_generations=config.group,
+            max_completion_length=arithmetic.WIDEST + 1,
+            beta=config.beta,
+            epsilon=config.clip,
+            top_k=0,
+        ),
+        train_dataset=Dataset.from_list(arithmetic.questions(task, steps * config.batch_size * config.accumulation * here().part.of)),
+        processing_class=tokenizer,
+    )

@@ -1,0 +1,278 @@
+"""Our term in TRL's trainers against independent arithmetic on plain logits, against TRL's own bonus, and what is refused."""
+
+import functools
+
+import pytest
+
+pytest.importorskip("trl")
+
+import torch
+
+from entreg.control import PI, GradientShare, Plateau, TargetEntropy, constant, linear
+from entreg.functional import SHANNON, categorical_entropy, renyi
+from entreg.integrations import trl
+from entreg.integrations.trl import attach
+from tests.lm import trainers
+
+COEF = 0.3
+KINDS = ("grpo", "rloo", "dpo", "kto", "sft")
+
+
+@pytest.fixture(scope="module")
+def beginning(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("beginning")
+    trainers.model(folder)
+    return folder
+
+
+@pytest.fixture
+def make(beginning, tmp_path):
+    def made(kind, **settings):
+        return trainers.trainer(kind, tmp_path, beginning=beginning, **settings)
+
+    return made
+
+
+def predictions(kind, inputs):
+    """Token ids `[B, T]` of a batch, and which next-token predictions `[B, T-1]` count, written anew from what TRL's documentation says of a batch."""
+    if kind in ("grpo", "rloo"):
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+        counted = torch.cat([torch.zeros_like(inputs["prompt_ids"]), inputs["completion_mask"]], 1)
+        return ids, torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1), counted[:, 1:].bool()
+    counted = inputs["labels"] != -100 if kind == "sft" else inputs["completion_mask"].bool()
+    return inputs["input_ids"], inputs["attention_mask"], counted[:, 1:]
+
+
+def plain_term(kind, batches, family, over):
+    """-COEF times the mean entropy a token over all batches, from plain logits; for a trajectory with the gradient through the choice of prefixes."""
+    network = trainers.model(BEGINNING[0])
+    total, count = 0.0, 0
+    for inputs in batches:
+        ids, attention, counted = predictions(kind, inputs)
+        logits = network(input_ids=ids, attention_mask=attention).logits[:, :-1].double()
+        entropy = categorical_entropy(logits, family) * counted
+        count += int(counted.sum())
+        total = total - entropy.sum()
+        if over == "trajectory":
+            log_prob = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+            rows, length = entropy.shape
+            for row in range(rows):
+                for place in range(length):
+                    if counted[row, place]:
+                        ahead = [entropy[other, place + 1 :].sum().item() for other in range(rows) if counted[other, place] and other != row]
+                        baseline = sum(ahead) / len(ahead) if ahead else 0.0
+                        total = total - (entropy[row, place + 1 :].sum().item() - baseline) * log_prob[row, place]
+    loss = COEF * total / count
+    loss.backward()
+    return torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in network.parameters()])
+
+
+BEGINNING = []
+
+
+def spied(one, batches):
+    """Keeps the batches that its loss sees."""
+    inner = one.compute_loss
+
+    def compute_loss(model, inputs, **how):
+        batches.append(dict(inputs))
+        return inner(model, inputs, **how)
+
+    one.compute_loss = compute_loss
+    return one
+
+
+@pytest.mark.parametrize(
+    ("kind", "family", "over"),
+    [(kind, SHANNON, "token") for kind in KINDS]
+    + [("grpo", renyi(2), "token"), ("sft", renyi(0.5), "token"), ("grpo", SHANNON, "trajectory"), ("grpo", renyi(2), "trajectory")],
+    ids=lambda value: value if isinstance(value, str) else f"{value.name}({value.order})",
+)
+def test_the_update_differs_by_the_gradient_of_the_mean_entropy_of_the_window(make, beginning, kind, family, over):
+    BEGINNING[:] = [beginning]
+    how = {"max_steps": 1, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}  # two micro-batches of unequal length
+    plain, batches = make(kind, **how), []
+    trainers.train(spied(plain, batches))
+    controlled = make(kind, **how)
+    attached = attach(controlled, COEF, family, over=over)
+    trainers.train(controlled)
+    lengths = [int(predictions(kind, batch)[2].sum()) for batch in batches]
+    assert len(lengths) == 2
+    moved = (trainers.weights(plain) - trainers.weights(controlled)).double() / plain.args.learning_rate
+    expected = plain_term(kind, batches, family, over).double()
+    assert (moved - expected).norm() < 2e-4 * expected.norm()
+    record = attached.record()
+    network = trainers.model(beginning)
+    entropies = []
+    for batch in batches:
+        ids, attention, counted = predictions(kind, batch)
+        entropies.append(categorical_entropy(network(input_ids=ids, attention_mask=attention).logits[:, :-1].detach(), SHANNON)[counted])
+    assert record["entropy"] == pytest.approx(torch.cat(entropies).mean().item(), rel=1e-5) and record["coef"] == COEF
+    assert (record["entropy/family"] == pytest.approx(record["entropy"], rel=1e-5)) == (family == SHANNON)
+
+
+def test_lengths_of_micro_batches_do_differ(make):
+    batches = []
+    trainers.train(spied(make("grpo", max_steps=1, gradient_accumulation_steps=2, per_device_train_batch_size=4), batches))
+    assert batches[0]["completion_mask"].sum() != batches[1]["completion_mask"].sum()
+
+
+@pytest.mark.parametrize("coef", [0.3, -0.2])
+def test_grpo_equals_trls_own_static_bonus(make, coef):
+    own, ours = make("grpo", entropy_coef=coef, max_steps=3), make("grpo", max_steps=3)
+    attach(ours, coef)
+    for one in (own, ours):
+        trainers.train(one)
+    assert (trainers.weights(own) - trainers.weights(ours)).abs().max() < 1e-6
+    plain = make("grpo", max_steps=3)
+    trainers.train(plain)
+    assert (trainers.weights(own) - trainers.weights(plain)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["grpo", "sft", "dpo"])
+def test_accumulated_micro_batches_are_the_full_batch(make, kind):
+    whole, parts = make(kind), make(kind, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    results = []
+    for one in (whole, parts):
+        attached = attach(one, TargetEntropy(1.0, lr=0.5, init_coef=0.3))
+        trainers.train(one)
+        results.append((trainers.weights(one), attached.regularizer.coef))
+    assert (results[0][0] - results[1][0]).abs().max() < 2e-6
+    assert results[0][1] == pytest.approx(results[1][1], rel=1e-6) and results[0][1] != 0.3
+
+
+def test_a_coefficient_of_zero_changes_nothing(make):
+    plain, zero = make("grpo"), make("grpo")
+    attach(zero, 0.0)
+    for one in (plain, zero):
+        trainers.train(one)
+    assert torch.equal(trainers.weights(plain), trainers.weights(zero))
+
+
+@pytest.mark.parametrize(("loss_type", "corrected"), [("grpo", True), ("bnpo", False), ("dr_grpo", True), ("dapo", False)])
+def test_shares_are_those_of_the_gradients_of_the_logits(make, beginning, loss_type, corrected):
+    one, batches = make("grpo", max_steps=1, beta=0.5, loss_type=loss_type, use_bias_correction_kl=corrected), []
+    reference = one.ref_model.get_input_embeddings().weight
+    with torch.no_grad():  # a policy that is not the reference
+        reference.add_(0.1 * torch.randn(reference.shape, generator=torch.Generator().manual_seed(0)))
+    attached = attach(one, COEF, renyi(2), shares=True)
+    trainers.train(spied(one, batches))
+    (batch,) = batches
+    ids, attention, counted = predictions("grpo", batch)
+    logits = trainers.model(beginning)(input_ids=ids, attention_mask=attention).logits[:, :-1]
+    z = logits.detach().double()[counted].requires_grad_()
+    log_prob = z.log_softmax(-1).gather(-1, ids[:, 1:][counted][:, None])[:, 0]
+    rows = counted.nonzero()[:, 0]
+    weight = {"grpo": 1 / counted.sum(1)[rows] / len(ids), "dr_grpo": 1 / (len(ids) * one.max_completion_length)}.get(loss_type, 1 / len(rows))
+    r = batch["ref_per_token_logps"][batch["completion_mask"].bool()].double() - log_prob
+    ratio = (log_prob - log_prob.detach()).exp()
+    parts = {
+        "task": -(ratio * batch["advantages"][rows] * weight).sum(),
+        "kl": 0.5 * ((ratio if corrected else 1) * (r.exp() - r - 1) * weight).sum(),
+        "entropy": -COEF * categorical_entropy(z, renyi(2)).mean(),
+    }
+    norms = {name: torch.autograd.grad(loss, z, retain_graph=True)[0].norm().item() for name, loss in parts.items()}
+    record = attached.record()
+    assert record["grad_share"] == pytest.approx(norms["entropy"] / (norms["entropy"] + norms["task"]), rel=1e-4)
+    assert record["grad_share/kl"] == pytest.approx(norms["kl"] / (norms["kl"] + norms["task"]), rel=1e-4)
+    assert 0.01 < record["grad_share/kl"] < 0.99
+
+
+def test_a_controller_that_reads_the_share_gets_it(make):
+    one = make("sft")
+    attached = attach(one, GradientShare(0.2, lr=1.0, start=0.01))
+    trainers.train(one)
+    shares = [line["entreg/grad_share"] for line in one.state.log_history if "entreg/grad_share" in line]
+    assert abs(shares[1] - 0.2) < 0.02 < abs(shares[0] - 0.2) and attached.shares
+
+
+def test_resumed_training_is_uninterrupted(make, tmp_path):
+    controller = TargetEntropy(2.0, lr=0.3, init_coef=0.01)
+    how = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    whole = make("grpo", **how)
+    expected = attach(whole, controller)
+    trainers.train(whole)
+    again = make("grpo", **how)
+    attached = attach(again, controller)
+    trainers.train(again, resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert attached.regularizer.state_dict() == expected.regularizer.state_dict()
+    assert torch.equal(trainers.weights(whole), trainers.weights(again))
+
+
+def test_a_checkpoint_without_a_controller_is_no_place_to_go_on_from(make, tmp_path):
+    trainers.train(make("sft", save_strategy="steps", save_steps=1))
+    one = make("sft", max_steps=4)
+    attach(one, 0.1)
+    with pytest.raises(ValueError, match="checkpoint of step 2 holds no controller"):
+        trainers.train(one, resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_evaluation_is_left_alone(make):
+    one = make("sft", max_steps=1)
+    before = one.evaluate(one.train_dataset)["eval_loss"]
+    attached = attach(one, 0.3)
+    assert one.evaluate(one.train_dataset)["eval_loss"] == before and attached.record() == {}
+
+
+# -------------------------------------------------------------------- refused before training
+
+
+def unsloth(one):
+    one.__class__ = type("UnslothSFTTrainer", (type(one),), {})
+
+
+def patched_forward(one):
+    one.model.forward = functools.partial(one.model.forward)
+
+
+def smoothed(one):
+    one.label_smoother = object()
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "change", "how", "message"),
+    [
+        ("sft", {}, unsloth, {}, "patched by Unsloth"),
+        ("sft", {}, patched_forward, {}, "not TRL's fused LM head"),
+        ("sft", {}, smoothed, {}, "label_smoothing_factor"),
+        ("sft", {}, None, {"over": "trajectory"}, "legal is 'token'"),
+        ("sft", {}, None, {"controller": TargetEntropy(5.6)}, r"its target is 5.6; legal is 0 <= target < 5.55"),
+        ("sft", {}, None, {"controller": Plateau(constant(0.1), 3)}, "reads reward; SFTTrainer gives grad_share, progress"),
+        ("sft", {"max_steps": -1}, None, {"controller": linear(0.1, 0.0)}, "where max_steps is set"),
+        ("grpo", {"entropy_coef": 0.01}, None, {}, "TRL's own bonus is on"),
+        ("grpo", {"use_adaptive_entropy": True}, None, {}, "TRL's own bonus is on"),
+        ("grpo", {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "steps_per_generation": 1}, None, {}, "steps_per_generation=1"),
+    ],
+)  # fmt: skip
+def test_refused_before_training(make, kind, settings, change, how, message):
+    one = make(kind, **settings)
+    if change is not None:
+        change(one)
+    compute_loss = one.compute_loss
+    how = dict(how)
+    with pytest.raises(ValueError, match=message):
+        attach(one, how.pop("controller", 0.1), **how)
+    assert one.compute_loss == compute_loss and len(one.callback_handler.callbacks) == len(make(kind, **settings).callback_handler.callbacks)
+
+
+def test_only_one_controller(make):
+    one = make("sft")
+    attach(one, PI(1.0, 0.1, 0.01, (-1.0, 1.0)))
+    with pytest.raises(ValueError, match="attached already"):
+        attach(one, 0.1)
+
+
+def test_another_version_and_another_class_are_refused(make, monkeypatch):
+    with pytest.raises(ValueError, match="trainer: object; legal are TRL's GRPOTrainer"):
+        attach(object(), 0.1)
+    monkeypatch.setattr(trl.trl, "__version__", "1.17.0")
+    with pytest.raises(ValueError, match=r"trl: version 1.17.0; legal is 1.16"):
+        attach(make("sft"), 0.1)
+
+
+def test_a_loss_without_the_fused_head_is_an_error_in_the_first_step(make):
+    one = make("sft")
+    attached = attach(one, 0.1)
+    attached._compute_loss = lambda model, inputs, **how: model(**inputs).loss
+    with pytest.raises(RuntimeError, match="took 0 differentiable passes"):
+        trainers.train(one)

@@ -1,0 +1,142 @@
+"""The language-model recipes from the command line: what they record, that a stopped run resumes as if it had not stopped, what they refuse."""
+
+import importlib
+import json
+import math
+import os
+
+import pytest
+
+pytest.importorskip("trl")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+from safetensors.torch import load_file
+
+from entreg import cli
+from entreg.record import read_records
+from entreg.run import NonFinite, Run, RunSettings
+from tests.faults import lasting
+
+SMALL = {"warm_up": 20, "steps": 6, "batch_size": 8, "eval_samples": 4}
+CASES = {
+    "sft": {"coef": "linear(0.1, 0)", "warm_up": 0, "accumulation": 2},
+    "grpo": {"coef": "TargetEntropy(2.0)", "family": "renyi(2)", "over": "trajectory", "beta": 0.1, "group": 4, "clip_high": 0.28, "top_entropy": 0.5},
+    "dpo": {"coef": "PI(2.0, 0.1, 0.01, (-1, 1))", "entropy_weight": 0.2},
+    "rlhf": {"coef": "0.01", "group": 4, "reward_steps": 3, "family": "tsallis(2)"},
+}
+
+
+def config(name, **settings):
+    recipe = importlib.import_module(f"entreg.recipes.{name}")
+    return recipe, recipe.Config(**{**SMALL, **CASES[name], **settings})
+
+
+def trained(name, out, run=Run, **settings):
+    recipe, one = config(name, **settings)
+    return recipe.train(one, run(RunSettings(out=out, quiet=True, checkpoint_every=1000)))
+
+
+class Halting(Run):
+    """Stops of itself after the third step."""
+
+    def log(self, step, **values):
+        super().log(step, **values)
+        if step == 3:
+            self.stop("enough")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(CASES))
+def test_stopped_and_resumed_is_uninterrupted(name, tmp_path):
+    whole = trained(name, tmp_path / "whole")
+    first = trained(name, tmp_path / "cut", Halting)
+    assert (first.stopped, first.step, whole.stopped, whole.step) == ("enough", 4, None, 6)
+    recipe, one = config(name)
+    second = recipe.train(one, Run(RunSettings(resume=str(first.folder), quiet=True)))
+    assert second.metrics == whole.metrics and second.stopped is None
+    assert lasting(second.folder) == lasting(whole.folder)
+    models = [load_file(run.folder / "model" / "model.safetensors") for run in (whole, second)]
+    assert all(torch.equal(models[0][key], models[1][key]) for key in models[0])
+    again = recipe.train(one, Run(RunSettings(resume=str(first.folder), quiet=True)))
+    assert again.metrics == whole.metrics and lasting(again.folder) == lasting(whole.folder)
+    check_records(name, read_records(whole.folder).lines)
+
+
+def check_records(name, lines):
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    expected = {"entropy", "entropy/family", "entropy/perplexity", "coef", "grad_share", "loss", "learning_rate"}
+    expected |= {"return", "length"} if name in ("grpo", "rlhf") else set()
+    expected |= {"kl", "grad_share/kl"} if name == "grpo" else set()
+    assert all(line.keys() >= expected for line in steps)
+    assert all(line["entropy/perplexity"] == pytest.approx(math.exp(line["entropy"])) for line in steps)
+    assert ("entropy/target" in steps[0]) == (name in ("grpo", "dpo"))
+    ends = [line for line in lines if "eval/pass@1" in line]
+    assert [line["step"] for line in ends] == [0, 6] and ends[0].keys() >= {"eval/pass@4", "eval/distinct", "eval/distinct/max", "eval/entropy"}
+    if name == "rlhf":
+        assert any(line.get("event") == "reward_model" for line in lines)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    from tests.lm import trainers
+
+    folder = tmp_path_factory.mktemp("model")
+    trainers.model(folder)
+    return folder
+
+
+def test_from_the_command_line_and_then_decoded(model, tmp_path, capsys):
+    small = ["--steps", "2", "--batch-size", "8", "--group", "4", "--eval-samples", "4", "--quiet", "--out", str(tmp_path)]
+    assert cli.main(["train", "grpo", "--model", str(model), *small, "--coef", "0.01", "--no-shares"]) == 0
+    (folder,) = tmp_path.glob("grpo-*")
+    assert f"entreg train decode --model {folder / 'model'}" in capsys.readouterr().out and (folder / "report.html").exists()
+    assert "grad_share" not in json.dumps(read_records(folder).lines)
+    words = ["--against", str(model), "--temperatures", "0", "1", "--samples", "8", "--k", "1", "8", "--quiet", "--out", str(tmp_path)]
+    assert cli.main(["train", "decode", "--model", str(folder / "model"), *words]) == 0
+    (folder,) = tmp_path.glob("decode-*")
+    lines = [line for line in read_records(folder).lines if "temperature" in line]
+    assert [(line["step"], line["member"], line["temperature"]) for line in lines] == [(1, 0, 0.0), (1, 1, 0.0), (2, 0, 1.0), (2, 1, 1.0)]
+    assert all(line["distinct"] <= 1 and line["pass@1"] == line["pass@8"] for line in lines[:2])  # temperature 0 gives one answer
+    assert all(line["pass@8"] >= line["pass@1"] for line in lines)
+    assert cli.main(["train", "--resume", str(folder), "--quiet"]) == 0
+
+
+def test_a_dry_run_keeps_nothing(model, tmp_path):
+    assert cli.main(["train", "dpo", "--model", str(model), "--batch-size", "4", "--eval-samples", "2", "--dry-run", "--quiet", "--out", str(tmp_path)]) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("grpo --model nowhere", "model: 'nowhere' is no folder on this machine"),
+        ("rlhf --reward-model nowhere", "model: 'nowhere' is no folder"),
+        ("decode", "model: '' is no folder"),
+        ("decode --model MODEL --k 1 100", "k is (1, 100)"),
+        ("decode --model MODEL --temperatures -1", "temperatures is (-1.0,)"),
+        ("grpo --task mul", "task is 'mul'"),
+        ("grpo --group 5", "group is 5 with batch_size 32"),
+        ("grpo --coef lineer(1)", "'lineer' is unknown here"),
+        ("grpo --coef TargetEntropy(6.0)", "its target is 6; legal is 0 <= target < 5.55296"),
+        ("sft --coef Plateau(0.1,3)", "which reads reward; legal here"),
+        ("dpo --entropy-weight 0", "entropy_weight is 0.0"),
+        ("dpo --steps 0", "steps is 0"),
+        ("grpo --temperature 0", "temperature is 0.0"),
+        ("rlhf --beta -1", "beta is -1.0"),
+    ],
+)
+def test_wrong_words_are_one_line_and_leave_nothing(words, message, model, tmp_path, capsys):
+    given = [str(model) if word == "MODEL" else word for word in words.split()]
+    assert cli.main(["train", *given, "--quiet", "--out", str(tmp_path / "runs")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(model, tmp_path):
+    with pytest.raises(NonFinite, match="at step"):
+        trained("sft", tmp_path, model=str(model), learning_rate=1e30, coef="0", accumulation=1)
+    (folder,) = tmp_path.iterdir()
+    assert read_records(folder).lines[-1]["event"] == "nonfinite"
