@@ -35,6 +35,7 @@ def test_kinds(tmp_path, kind, type_, mode):
     (figure,), _ = read(tmp_path, [{"title": "T", "kind": kind, "series": [LINE, {"x": ["a"], "y": [float("nan")]}]}])
     first, second = figure.plot["data"]
     assert first["type"] == type_ and second["x"] == ["a"] and second["y"] == [None]
+    pytest.importorskip("plotly.graph_objects").Figure(figure.plot)
     assert (first["mode"] if kind == "points" else figure.plot["layout"]["barmode"]) == mode
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+T = TypeVar("T")
 SUFFIXES = (".txt", ".md", ".rst")
 LEAST = 2000  # characters
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
@@ -34,7 +35,9 @@ class Split(NamedTuple):
 def load(path: str | None) -> Split:
     """The paragraphs of a file, of the .txt, .md and .rst files below a folder, or of Python's own reference manual, each once, split 8:1:1.
 
-    The split does not depend on a run's seed. Raises: `ValueError` naming file and row for what is not UTF-8, and where there are too few characters.
+    Spaces and line breaks inside a paragraph become single spaces: indentation is what a small model repeats first. The split does not depend on a run's seed.
+
+    Raises: `ValueError` naming file and row for what is not UTF-8, and where there are too few characters.
     """
     if path is None:
         from pydoc_data.topics import topics
@@ -42,7 +45,7 @@ def load(path: str | None) -> Split:
         texts = [topics[name] for name in sorted(topics)]
     else:
         texts = [_decoded(file) for file in _files(Path(path))]
-    found = list(dict.fromkeys(part.strip() for text in texts for part in re.split(r"\n\s*\n", text) if part.strip()))
+    found = list(dict.fromkeys(" ".join(part.split()) for text in texts for part in re.split(r"\n\s*\n", text) if part.strip()))
     length = sum(map(len, found))
     if length < LEAST or len(found) < 10:
         raise ValueError(f"text: {path} has {len(found)} different paragraphs with {length} characters; legal are at least 10 with {LEAST}")
@@ -111,7 +114,7 @@ class Vocabulary:
         return np.array([token for paragraph in paragraphs for token in self.encode(paragraph + BREAK)], np.int64)
 
 
-def repetition(words: Sequence[str], n: int = 4) -> float:
+def repetition(words: Sequence[Hashable], n: int = 4) -> float:
     """The share of n-grams that have stood in the sequence before; 0 where it is shorter.
 
     >>> repetition("a b a b a b".split(), 2)
@@ -157,7 +160,7 @@ def bleu(samples: Sequence[Sequence[str]], references: Sequence[Sequence[str]] |
     return float(np.mean(scores))
 
 
-def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+def _grams(words: Sequence[T], n: int) -> list[tuple[T, ...]]:
     return [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
 
 

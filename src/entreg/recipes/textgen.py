@@ -206,7 +206,8 @@ class TextGen(loop.Fit):
                 samples = [self.words.decode(row).split() for row in tokens.tolist()]
                 scores = {"quality": text.bleu(samples, self.references), "self_bleu": text.bleu(samples)}
                 scores |= {f"distinct_{n}": text.distinct(samples, n) for n in (1, 2, 3)}
-                rows.append({"temperature": temperature, "top_p": nucleus, **scores, "repetition": float(np.mean([text.repetition(one) for one in samples]))})
+                repeated = float(np.mean([text.repetition(row) for row in tokens.tolist()]))
+                rows.append({"temperature": temperature, "top_p": nucleus, **scores, "repetition": repeated})
             found.append(rows)
         return found
 
@@ -215,7 +216,7 @@ class TextGen(loop.Fit):
         disk.replace_file(run.folder / "curves.json", json.dumps(self.curves).encode())
         pairs = {
             "Quality and diversity": ("self_bleu", "quality", "self-BLEU (less is more diverse)", "BLEU against held-out text"),
-            "Quality and repetition": ("repetition", "quality", "share of repeated 4-grams", "BLEU against held-out text"),
+            "Quality and repetition": ("repetition", "quality", "share of repeated 4-grams of tokens", "BLEU against held-out text"),
             "Different bigrams": ("temperature", "distinct_2", "decode temperature", "distinct-2"),
         }
         plots: list[dict[str, Any]] = []
