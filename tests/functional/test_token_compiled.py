@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from entreg.functional import token_backend, token_stats
+from entreg.functional import SHANNON, min_entropy, renyi, token_backend, token_stats
 from entreg.kernels import blocks
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of inductor itself, while it compiles
 
 
-def gradient(n, dtype, inplace):
+def gradient(n, dtype, inplace, family=SHANNON):
     generator = torch.Generator().manual_seed(n)
     z = (3 * torch.randn(n, 1100, generator=generator)).to(dtype).requires_grad_() * 1
-    stats = token_stats(z, torch.arange(n), backend="blocks", inplace=inplace)
+    stats = token_stats(z, torch.arange(n), family=family, backend="blocks", inplace=inplace)
     (result,) = torch.autograd.grad((stats.log_prob + 0.1 * stats.entropy).sum(), z)
     return torch.stack(stats[:2]).detach(), result
 
@@ -20,9 +20,11 @@ def gradient(n, dtype, inplace):
 @pytest.mark.slow
 @pytest.mark.skipif(blocks.compiler() is None, reason="inductor needs a C++ compiler")
 def test_compiled_bodies_equal_eager_ones(monkeypatch):
-    eager = [gradient(n, dtype, False) for n in (3, 5) for dtype in (torch.float32, torch.bfloat16)]
+    cases = [(n, dtype, SHANNON) for n in (3, 5) for dtype in (torch.float32, torch.bfloat16)]
+    cases += [(3, torch.float32, family) for family in (min_entropy, renyi(0.7), renyi(2), renyi(5))]
+    eager = [gradient(n, dtype, False, family) for n, dtype, family in cases]
     monkeypatch.setattr(blocks, "COMPILED", 1)
-    fast = [gradient(n, dtype, True) for n in (3, 5) for dtype in (torch.float32, torch.bfloat16)]
+    fast = [gradient(n, dtype, True, family) for n, dtype, family in cases]
     assert blocks._failure == []
     for (stats, result), (expected, wanted) in zip(fast, eager, strict=True):
         torch.testing.assert_close(stats, expected, rtol=1e-6, atol=2e-6)

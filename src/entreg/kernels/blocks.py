@@ -28,9 +28,16 @@ COMPILED = 1 << 21  # entries from which compiled code is asked for: below, its 
 Body = Callable[..., Any]
 
 
+def _kind(order: float | None) -> str:
+    if order is None:
+        return "none"
+    return "infinite" if math.isinf(order) else "zero" if order == 0 else "one" if order == 1 else "near one" if near_one(order) else "far"
+
+
 def _sums_body(spec: Spec, dtype: torch.dtype, masked: bool, cut: bool) -> Body:
     """`(x [n, b, BLOCK], scale, support, number, value, last) -> Parts` of [n, b]."""
     far = -100.0 if dtype == torch.float32 else -800.0  # where w = 0, and expm1(e y) must not be infinite
+    kind, order = _kind(spec.order), spec.order  # told apart out here: a compiler sees an order as a number that may change
 
     def body(x: Tensor, scale: Tensor, support: Tensor, number: Tensor, value: Tensor, last: Tensor) -> tuple[Tensor | None, ...]:
         x = x.to(dtype)
@@ -48,15 +55,15 @@ def _sums_body(spec: Spec, dtype: torch.dtype, masked: bool, cut: bool) -> Body:
         inside = kept(x, number, value, last) if cut else None
         if inside is not None:
             kept_rest, kept_ties = torch.where(inside, below, 0).sum(-1), (inside & top).to(dtype).sum(-1)
-        if spec.order is not None and not math.isinf(spec.order):
-            if spec.order == 0:
+        if order is not None and kind != "infinite":
+            if kind == "zero":
                 term = (y > -math.inf).to(dtype)
-            elif spec.order == 1:
+            elif kind == "one":
                 term = w * finite
-            elif near_one(spec.order):
-                term = w * torch.expm1((spec.order - 1) * y.clamp(min=far))
+            elif kind == "near one":
+                term = w * torch.expm1((order - 1) * y.clamp(min=far))
             else:
-                term = (spec.order * y).exp()
+                term = (order * y).exp()
             kept_sum = (term if inside is None else torch.where(inside, term, 0)).sum(-1)
         return m.squeeze(-1), below.sum(-1), top.to(dtype).sum(-1), t, u, q, kept_rest, kept_ties, kept_sum
 
@@ -66,15 +73,15 @@ def _sums_body(spec: Spec, dtype: torch.dtype, masked: bool, cut: bool) -> Body:
 def _gradient_body(spec: Spec, dtype: torch.dtype, masked: bool, cut: bool, *_: bool) -> Body:
     """`(x, out, scale, support, number, value, last, *slopes)`: writes the gradient of `x` [n, b, BLOCK] to `out`, which may be `x`."""
     far = -100.0 if dtype == torch.float32 else -800.0
+    kind, order = _kind(spec.order), spec.order
 
     def order_term(y: Tensor, l: Tensor, p: Tensor, E: Tensor, F: Tensor, G: Tensor | None) -> Tensor:
-        order = spec.order
         assert order is not None
-        if math.isinf(order):
+        if kind == "infinite":
             return p * E - torch.where(y == 0, F, 0)
-        if order == 1:
+        if kind == "one":
             return p * (E + F * l.clamp(min=FLOOR))
-        if near_one(order):
+        if kind == "near one":
             return p * torch.expm1((order - 1) * (l.clamp(min=far) + E)) * F
         assert G is not None
         return p * E - (order * l + G).exp() * F
