@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entreg.kernels.rows import FLOOR, Operands, Parts, Slopes, Spec, capped, compute_dtype, merge, near_one
+from entreg.kernels.rows import FLOOR, Operands, Parts, Slopes, Spec, capped, compute_dtype, kind, merge
 from entreg.kernels.truncation import kept
 
 BLOCK = 512
@@ -28,16 +28,10 @@ COMPILED = 1 << 21  # entries from which compiled code is asked for: below, its 
 Body = Callable[..., Any]
 
 
-def _kind(order: float | None) -> str:
-    if order is None:
-        return "none"
-    return "infinite" if math.isinf(order) else "zero" if order == 0 else "one" if order == 1 else "near one" if near_one(order) else "far"
-
-
 def _sums_body(spec: Spec, dtype: torch.dtype, masked: bool, cut: bool) -> Body:
     """`(x [n, b, BLOCK], scale, support, number, value, last) -> Parts` of [n, b]."""
     far = -100.0 if dtype == torch.float32 else -800.0  # where w = 0, and expm1(e y) must not be infinite
-    kind, order = _kind(spec.order), spec.order  # told apart out here: a compiler sees an order as a number that may change
+    how, order = kind(spec.order), spec.order
 
     def body(x: Tensor, scale: Tensor, support: Tensor, number: Tensor, value: Tensor, last: Tensor) -> tuple[Tensor | None, ...]:
         x = x.to(dtype)
@@ -55,12 +49,12 @@ def _sums_body(spec: Spec, dtype: torch.dtype, masked: bool, cut: bool) -> Body:
         inside = kept(x, number, value, last) if cut else None
         if inside is not None:
             kept_rest, kept_ties = torch.where(inside, below, 0).sum(-1), (inside & top).to(dtype).sum(-1)
-        if order is not None and kind != "infinite":
-            if kind == "zero":
+        if order is not None and how != "infinite":
+            if how == "zero":
                 term = (y > -math.inf).to(dtype)
-            elif kind == "one":
+            elif how == "one":
                 term = w * finite
-            elif kind == "near one":
+            elif how == "near one":
                 term = w * torch.expm1((order - 1) * y.clamp(min=far))
             else:
                 term = (order * y).exp()
@@ -73,15 +67,15 @@ def _sums_body(spec: Spec, dtype: torch.dtype, masked: bool, cut: bool) -> Body:
 def _gradient_body(spec: Spec, dtype: torch.dtype, masked: bool, cut: bool, *_: bool) -> Body:
     """`(x, out, scale, support, number, value, last, *slopes)`: writes the gradient of `x` [n, b, BLOCK] to `out`, which may be `x`."""
     far = -100.0 if dtype == torch.float32 else -800.0
-    kind, order = _kind(spec.order), spec.order
+    how, order = kind(spec.order), spec.order
 
     def order_term(y: Tensor, l: Tensor, p: Tensor, E: Tensor, F: Tensor, G: Tensor | None) -> Tensor:
         assert order is not None
-        if kind == "infinite":
+        if how == "infinite":
             return p * E - torch.where(y == 0, F, 0)
-        if kind == "one":
+        if how == "one":
             return p * (E + F * l.clamp(min=FLOOR))
-        if kind == "near one":
+        if how == "near one":
             return p * torch.expm1((order - 1) * (l.clamp(min=far) + E)) * F
         assert G is not None
         return p * E - (order * l + G).exp() * F

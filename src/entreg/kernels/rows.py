@@ -95,6 +95,13 @@ def near_one(order: float) -> bool:
     return NEAR_ONE[0] < order < NEAR_ONE[1]
 
 
+def kind(order: float | None) -> str:
+    """How the order's sum is taken, by name: outside of what is compiled, where an order is a number that may change."""
+    if order is None:
+        return "none"
+    return "infinite" if math.isinf(order) else "zero" if order == 0 else "one" if order == 1 else "near one" if near_one(order) else "far"
+
+
 def merge(parts: Parts, spec: Spec, scale: Tensor) -> Parts:
     """One part of `k`: `[N, k] -> [N, 1]`. Associative, so blocks, shards and ranks may be joined in any grouping."""
     m, rest, ties, t, u, q, kept_rest, kept_ties, kept, picked = (None if part is None else wide(part) for part in parts)

@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from entreg.kernels.rows import FLOOR, Operands, Parts, Slopes, Spec, near_one
+from entreg.kernels.rows import FLOOR, Operands, Parts, Slopes, Spec, kind
 
-SHANNON, NEAR, FAR, LARGEST, COUNT, NONE = range(6)  # how the order's sum is taken
+ORDERS = ("one", "near one", "far", "infinite", "zero", "none")  # `rows.kind` by the number that the kernels know
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 BLOCK = 8192  # columns at a time, 16 warps of 16 numbers a thread
 
@@ -185,10 +185,10 @@ def _token_sums(
 ) -> Tensor:
     """Nine sums a row, `[9, N]` float32, in the order of `Parts`."""
     out = torch.empty(9, len(logits), device=logits.device)
-    kind, mean, square, collision = flags
+    sort, mean, square, collision = flags
     _launch(
         _sums_kernel, logits, scale, support, value, last, (out, out.stride(0)), softcap, order,
-        ORDER=kind, MEAN=bool(mean), SQUARE=bool(square), COLLISION=bool(collision),
+        ORDER=sort, MEAN=bool(mean), SQUARE=bool(square), COLLISION=bool(collision),
     )  # fmt: skip
     return out
 
@@ -204,10 +204,10 @@ def _token_gradient(
     slopes: Tensor, out: Tensor, softcap: float, order: float, flags: list[int],
 ) -> None:  # fmt: skip
     """Write the gradient `[N, V]` to `out`; `slopes [9, N]` are in the order of `Slopes`."""
-    kind, b, c, d = flags
+    sort, b, c, d = flags
     _launch(
         _gradient_kernel, logits, scale, support, value, last, (slopes, slopes.stride(0), out, out.stride(0)), softcap, order,
-        ORDER=kind, B=bool(b), C=bool(c), D=bool(d),
+        ORDER=sort, B=bool(b), C=bool(c), D=bool(d),
     )  # fmt: skip
 
 
@@ -229,18 +229,6 @@ def _launch(
         logits, logits.stride(0), scale, there, step, scale if value is None else value, scale if last is None else last, *results, classes, softcap, order,
         **flags, CAPPED=softcap > 0, MASKED=support is not None, CUT=value is not None, FLOOR=FLOOR, BLOCK=block, num_warps=max(1, min(16, block // 512)),
     )  # fmt: skip
-
-
-def _kind(order: float | None) -> int:
-    if order is None:
-        return NONE
-    if order == 1:
-        return SHANNON
-    if order == 0:
-        return COUNT
-    if math.isinf(order):
-        return LARGEST
-    return NEAR if near_one(order) else FAR
 
 
 def _inputs(operands: Operands, spec: Spec) -> tuple[Any, ...]:
@@ -267,7 +255,7 @@ def why_not(logits: Tensor) -> str | None:
 def sums(operands: Operands, spec: Spec) -> Parts:
     """Sums of each row, [N, 1]: see the package."""
     mean = spec.shannon or spec.varentropy
-    flags = [_kind(spec.order), int(mean), int(spec.varentropy), int(spec.collision)]
+    flags = [ORDERS.index(kind(spec.order)), int(mean), int(spec.varentropy), int(spec.collision)]
     softcap, order = _scalars(spec)
     m, rest, ties, t, u, q, kept_rest, kept_ties, kept = _token_sums(*_inputs(operands, spec), softcap, order, flags).double().unsqueeze(-1)
     cut, ordered = operands.cut is not None, spec.order is not None and not math.isinf(spec.order)
@@ -281,8 +269,7 @@ def gradient(operands: Operands, spec: Spec, slopes: Slopes, out: Tensor) -> Non
     """Writes the derivative with respect to the logits to `out` [N, V], which may be the logits: see the package."""
     nothing = torch.zeros_like(slopes.A)
     rows = torch.stack([(nothing if row is None else row).flatten().float() for row in slopes])
-    kind = _kind(spec.order) if slopes.E is not None else NONE
-    flags = [kind, *(int(row is not None) for row in (slopes.B, slopes.C, slopes.D))]
+    flags = [ORDERS.index(kind(spec.order if slopes.E is not None else None)), *(int(row is not None) for row in (slopes.B, slopes.C, slopes.D))]
     inputs, where = _inputs(operands, spec), out if out.stride(-1) == 1 or out.shape[1] == 1 else torch.empty(out.shape, dtype=out.dtype, device=out.device)
     if where is operands.logits:  # a custom operator may not write over what it reads
         _token_gradient._init_fn(*inputs, rows, where, *_scalars(spec), flags)

@@ -6,7 +6,7 @@ Shapes: P prompts, n samples of each. Sampling is from the whole softmax at a te
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -76,3 +76,13 @@ def judge(task: Task, prompts: Sequence[str], sampled: Sampled, ks: Sequence[int
         found, most = len(set(right)), min(len(texts), len(task.answers(prompt)))
         rows.append({**{f"pass@{k}": pass_at(len(right), len(texts), k) for k in ks}, "distinct": float(found), "distinct/max": found / most})
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def judging(task: Task, tokenizer: Any, count: int, seed: int) -> Callable[[object], dict[str, float]]:
+    """A function that judges a model by `count` samples of every judged prompt, with the entropy of their tokens."""
+
+    def of(model: object) -> dict[str, float]:
+        drawn = sample(model, tokenizer, task.judged, count, seed=seed)
+        return {**judge(task, task.judged, drawn, (1, count)), "entropy": drawn.entropy}
+
+    return of

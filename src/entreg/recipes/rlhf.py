@@ -81,11 +81,7 @@ def train(config: Config, run: Run | None = None) -> Summary:
         judged, _ = models.load(scores, scores=True)
         trainer = policy_trainer(config, run, task, steps, folder, network, tokenizer, scored(judged.eval(), tokenizer))
         attached = attach(trainer, controller(config, steps), spelling.parse_family(config.family), shares=config.shares)
-
-        def judge(model: object) -> dict[str, float]:
-            drawn = sampling.sample(model, tokenizer, task.judged, config.eval_samples, seed=settings.seed)
-            return {**sampling.judge(task, task.judged, drawn, (1, config.eval_samples)), "entropy": drawn.entropy}
-
+        judge = sampling.judging(task, tokenizer, config.eval_samples, settings.seed)
         return running.conduct(run, trainer, attached.record, judge, folder)
 
 

@@ -59,9 +59,5 @@ def train(config: Config, run: Run | None = None) -> Summary:
             processing_class=tokenizer,
         )
         attached = attach(trainer, controller(config, steps), spelling.parse_family(config.family), shares=config.shares)
-
-        def judge(model: object) -> dict[str, float]:
-            drawn = sampling.sample(model, tokenizer, task.judged, config.eval_samples, seed=settings.seed)
-            return {**sampling.judge(task, task.judged, drawn, (1, config.eval_samples)), "entropy": drawn.entropy}
-
+        judge = sampling.judging(task, tokenizer, config.eval_samples, settings.seed)
         return running.conduct(run, trainer, attached.record, judge, folder)
