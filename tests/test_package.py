@@ -15,7 +15,8 @@ SRC = Path(entreg.__file__).parent
 FILES = sorted(SRC.rglob("*.py"))
 LEVELS = {
     0: {"reference"},
-    1: {"functional", "kernels", "stacked", "distributions", "planning", "calibration", "statistics"} | {"schedules", "control", "targets", "record", "disk"},
+    1: {"functional", "kernels", "stacked", "distributions", "planning", "calibration", "statistics"}
+    | {"schedules", "control", "targets", "record", "disk", "finding"},
     2: {"regularizer", "bridge", "spelling", "run", "checkpoint", "state", "finite", "folder", "sinks", "progress", "diagnosis", "linting", "guard"}
     | {"rates", "loop", "points", "rl", "vision", "lm", "integrations"},
     3: {"recipes", "sweep", "report", "policy"},
