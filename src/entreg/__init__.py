@@ -26,7 +26,9 @@ if TYPE_CHECKING:
         linear,
         piecewise,
     )
+    from entreg.finding import Finding
     from entreg.functional.families import SHANNON, Family, min_entropy, renyi, tsallis
+    from entreg.linting import lint
     from entreg.policy import load
     from entreg.record import Recorder
     from entreg.regularizer import EntropyRegularizer, Term
@@ -38,7 +40,9 @@ else:
             *("Controller", "Observed", "constant", "cosine", "exponential", "linear", "piecewise"),
             *("Band", "GradientShare", "PI", "Plateau", "TargetEntropy", "Thermostat"),
         ),
+        "finding": ("Finding",),
         "functional.families": ("SHANNON", "Family", "min_entropy", "renyi", "tsallis"),
+        "linting": ("lint",),
         "policy": ("load",),
         "record": ("Recorder",),
         "regularizer": ("EntropyRegularizer", "Term"),
@@ -65,6 +69,7 @@ __all__ = [
     "Controller",
     "EntropyRegularizer",
     "Family",
+    "Finding",
     "GradientShare",
     "Observed",
     "Plateau",
@@ -79,6 +84,7 @@ __all__ = [
     "exponential",
     "functional",
     "linear",
+    "lint",
     "load",
     "min_entropy",
     "piecewise",
