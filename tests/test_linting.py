@@ -427,3 +427,87 @@ def test_log_probs_in_the_place_of_logits_and_a_term_alone():
     assert lint(entropy, log_probs, coef=None, skip=["minus_inf"]) == []
     assert rules(lambda log_probs: -entropy(log_probs), log_probs, coef=None) == ["sign"]
     assert rules(lambda log_probs: entropy(log_probs.detach()), log_probs, coef=None) == ["detached"]
+
+
+@pytest.mark.slow
+def test_trl_in_person():
+    """TRL #7221 in 1.16."""
+    trl_utils = pytest.importorskip("trl.trainer.utils")
+    of_trl = lambda logits, coef: -coef * trl_utils.entropy_from_logits(logits).mean()  # noqa: E731
+    assert rules(of_trl, {"logits": batch()["logits"]}, coef=0.01, skip=()) == ["minus_inf"]
+
+
+def test_stable_baselines3_in_person():
+    """Categorical and Gaussian distributions are right, PPO on the squashed one pushes nowhere."""
+    hosts = pytest.importorskip("stable_baselines3.common.distributions")
+    wide, categorical = gaussian(), hosts.CategoricalDistribution(V)
+    diagonal, squashed = hosts.DiagGaussianDistribution(3), hosts.SquashedDiagGaussianDistribution(3)
+    entropy = lambda logits, coef: -coef * categorical.proba_distribution(logits).entropy().mean()  # noqa: E731
+    assert lint(entropy, {"logits": batch()["logits"]}, coef=0.01) == []
+    plain = lambda mean, log_std, actions, coef: -coef * diagonal.proba_distribution(mean, log_std).entropy().mean()  # noqa: E731
+    assert lint(plain, wide, coef=0.01) == []
+    assert squashed.proba_distribution(wide["mean"], wide["log_std"]).entropy() is None
+    fallback = lambda mean, log_std, actions, coef: coef * squashed.proba_distribution(mean, log_std).log_prob(actions).mean()  # noqa: E731
+    assert rules(fallback, wide, coef=0.01, squashed=True) == ["sampled"]
+
+
+BAD = [
+    ({"skip": ["masks"]}, "skip: \\['masks'\\]; legal: ignored, detached"),
+    ({"sense": "up"}, "sense, mean: 'up', 'items'"),
+    ({"coef": 0.0}, "coef: 0.0; legal: a finite number that is not 0"),
+    ({"coef": math.nan}, "coef: nan"),
+    ({"denominator": -1.0}, "denominator"),
+    ({"kl_coef": 0.1}, "kl_coef: needs a categorical policy and its reference="),
+    ({"micro_batches": 13}, "micro_batches: 13; legal: 1 to 12"),
+    ({"squashed": True}, "squashed: True"),
+    ({"temperature": -1.0}, "temperature"),
+]
+
+
+@pytest.mark.parametrize("wrong, message", BAD, ids=lambda x: next(iter(x)) if isinstance(x, dict) else "")
+def test_bad_settings_are_one_clear_error(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        lint(sb3, batch(), **{"coef": 0.1, **wrong})
+
+
+BATCHES = [
+    ({"logits": None}, "batch: logits is NoneType"),
+    ({"logits": torch.zeros(3)}, r"batch: logits is torch.float32 of shape \(3,\); legal is a floating tensor \[\*, V\]"),
+    ({"log_probs": torch.zeros(N, V)}, r"batch: has \['logits', 'log_probs'\] of the policy's outputs"),
+    ({"mask": torch.ones(N, 1)}, r"batch: mask is torch.float32 of shape \(12, 1\); legal is a tensor of shape \(12,\)"),
+    ({"mask": torch.zeros(N)}, "batch: mask leaves no item"),
+    ({"support": torch.ones(N, V)}, "legal is a boolean tensor"),
+    ({"advantages": torch.ones(5)}, "batch: advantages has 5 rows; legal are 12"),
+]
+
+
+@pytest.mark.parametrize("wrong, message", BATCHES)
+def test_a_bad_batch_is_one_clear_error(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        lint(sb3, {**batch(), **wrong}, coef=0.1)
+
+
+def test_a_loss_that_is_no_number_is_one_clear_error():
+    with pytest.raises(ValueError, match=r"loss: returned a tensor of shape \(12,\); legal is one floating number"):
+        lint(lambda logits, coef: logits.sum(-1), {"logits": batch()["logits"]}, coef=0.1)
+    with pytest.raises(ValueError, match="loss: returned float"):
+        lint(lambda logits, coef: 1.0, {"logits": batch()["logits"]}, coef=0.1)
+
+
+def test_nothing_of_the_callers_changes_and_the_same_seed_gives_the_same_findings():
+    made, state = batch(), torch.get_rng_state()
+    before = {key: value.clone() for key, value in made.items()}
+    loss = lambda logits, coef, **_: coef * Categorical(logits=logits).log_prob(Categorical(logits=logits).sample()).mean()  # noqa: E731
+    assert lint(loss, made, coef=0.1) == lint(loss, made, coef=0.1)
+    assert torch.equal(torch.get_rng_state(), state) and all(torch.equal(made[key], before[key]) for key in made)
+
+
+def test_a_loss_that_is_float32_inside_is_probed_in_float32():
+    network = torch.nn.Linear(V, V)
+    torch.nn.init.eye_(network.weight)
+    torch.nn.init.zeros_(network.bias)
+    logits = {"logits": batch()["logits"]}
+    at = lambda temperature: lambda logits, coef: -coef * Categorical(logits=network(logits) / temperature).entropy().mean()  # noqa: E731
+    assert rules(at(1), logits, coef=0.1) == []
+    assert rules(at(2), logits, coef=0.1) == ["temperature"]
+    assert evidence(at(1), logits, coef=0.1, skip=()) == "minus_inf: with one class at -inf in each item the loss raises ValueError"

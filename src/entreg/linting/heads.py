@@ -144,7 +144,7 @@ class Gaussian:
     def draw(self, leaf: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """Actions `[M, *, D]`, stratified a dimension."""
         mean, log_std = leaf.chunk(2, -1)
-        u = mean + log_std.exp() * torch.special.ndtri(_strata(mean.shape, count, generator)).to(mean)
+        u: Tensor = mean + log_std.exp() * torch.special.ndtri(_strata(mean.shape, count, generator)).to(mean)
         return u.tanh() if self.squashed else u
 
     def log_prob(self, leaf: Tensor, actions: Tensor) -> Tensor:

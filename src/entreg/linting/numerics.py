@@ -25,12 +25,15 @@ def minus_inf(probe: Probe) -> Finding | None:
     used = not bool(torch.isfinite(probe.leaf).all()) or head.support is not None
     leaf, changed = _without_a_class(probe, head)
     coef = probe.contract.coef
-    slope = probe.call(leaf, 1.0 if coef is None else coef, **changed)
-    if slope.finite:
-        return None
-    task = coef is None or probe.call(leaf, 0.0, **changed).finite
-    what = "the loss" if not bool(torch.isfinite(slope.value)) else "the loss is finite, its gradient"
-    evidence = f"with one class at -inf in each item {what} is NaN or infinite" + ("" if task else ", without the entropy term too")
+    try:
+        slope = probe.call(leaf, 1.0 if coef is None else coef, **changed)
+    except (ValueError, RuntimeError) as error:  # a distribution that checks its arguments, say
+        evidence = f"with one class at -inf in each item the loss raises {type(error).__name__}"
+    else:
+        if slope.finite:
+            return None
+        what = "the loss" if not bool(torch.isfinite(slope.value)) else "the loss is finite, its gradient"
+        evidence = f"with one class at -inf in each item {what} is NaN or infinite"
     return finding("minus_inf", "fail" if used else "info", evidence)
 
 
