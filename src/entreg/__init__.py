@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         linear,
         piecewise,
     )
+    from entreg.diagnosis import diagnose
     from entreg.functional.families import SHANNON, Family, min_entropy, renyi, tsallis
     from entreg.policy import load
     from entreg.record import Recorder
@@ -38,6 +39,7 @@ else:
             *("Controller", "Observed", "constant", "cosine", "exponential", "linear", "piecewise"),
             *("Band", "GradientShare", "PI", "Plateau", "TargetEntropy", "Thermostat"),
         ),
+        "diagnosis": ("diagnose",),
         "functional.families": ("SHANNON", "Family", "min_entropy", "renyi", "tsallis"),
         "policy": ("load",),
         "record": ("Recorder",),
@@ -75,6 +77,7 @@ __all__ = [
     "__version__",
     "constant",
     "cosine",
+    "diagnose",
     "distributions",
     "exponential",
     "functional",
