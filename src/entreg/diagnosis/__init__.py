@@ -52,8 +52,8 @@ def diagnose_log(log: Log, rules: Sequence[Rule] = DEFAULT_RULES) -> list[Findin
 
 
 def judge(trace: Trace, rules: Sequence[Rule] = DEFAULT_RULES) -> list[Finding]:
-    """What the rules find in one trace, in their order; `runaway` says it better than `saturated` and `exploded` where several hold."""
+    """What the rules find in one trace, in their order; of two that say the same the stronger one."""
     found = [finding for rule in rules if (finding := rule(trace)) is not None]
     names = {finding.rule for finding in found}
-    hidden = {"saturated"} if "runaway" in names else set()
+    hidden = ({"saturated"} if "runaway" in names else set()) | ({"should_decay"} if "exploded" in names else set())
     return [finding for finding in found if finding.rule not in hidden]

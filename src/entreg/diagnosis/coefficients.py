@@ -10,6 +10,7 @@ from entreg.diagnosis.findings import Finding, enough, found, onset
 from entreg.diagnosis.policies import HOLDS, uncommitted
 from entreg.diagnosis.traces import Array, Column, Trace, percent, shown, slope, with_gap
 
+ALWAYS = 0.9  # share of the values that makes "all the time" of noisy ones
 SWINGS = 4  # crossings of the target, each to beyond the tolerance, from which a controller oscillates
 
 
@@ -28,27 +29,38 @@ def _words(trace: Trace, low: float) -> str:
 
 
 def saturated(trace: Trace) -> Finding | None:
-    """The coefficient lies at one of its bounds for the last fifth while the entropy is off its target on the side that the bound forbids to mend."""
+    """The coefficient lies at a bound, or rises without an effect, while the entropy stays off its target: the controller is saturated or the target out of reach."""
     trace = with_gap(trace)
     if not enough(trace, "coef", "gap"):
         return None
+    gap = trace.span("gap", 0.8).value
+    if max(float((gap < 0).mean()), float((gap > 0).mean())) < ALWAYS or abs(float(gap.mean())) <= tolerance(trace):
+        return None
+    return _at_bound(trace, float(gap.mean())) or _out_of_reach(trace)
+
+
+def _at_bound(trace: Trace, gap: float) -> Finding | None:
     bounds = trace.facts.bounds
     step, coef = trace.columns["coef"]
-    gap, off = trace.span("gap", 0.8).value, tolerance(trace)
-    missed = bool(np.all(gap < 0) or np.all(gap > 0)) and abs(float(gap.mean())) > off
-    if not missed:
-        return None
-    bound = bounds[1 if gap.mean() < 0 else 0] if bounds else _resting(trace)
-    if bound is None:
+    bound = bounds[1 if gap < 0 else 0] if bounds else _resting(trace)
+    if bound is None or (gap > 0 and abs(bound) < 1e-6):  # with the bonus off, more entropy than was asked for is no fault
         return None
     at = np.abs(coef - bound) <= 1e-3 * abs(bound) + 1e-12
-    if not np.all(at[step >= trace.first + 0.8 * (trace.last - trace.first)]):
+    if at[step >= trace.first + 0.8 * (trace.last - trace.first)].mean() < ALWAYS:
         return None
     since = step[onset(at.tolist())]
     kind = "its bound" if bounds else "rest"
-    if gap.mean() > 0 and abs(bound) < 1e-6:  # the bonus is off and entropy is above what was asked for: the constraint is met
-        return None
     return found(trace, "saturated", "fail", since, f"the coefficient is at {kind} {shown(bound)} since step {shown(float(since))}, and {_words(trace, 0.8)}")
+
+
+def _out_of_reach(trace: Trace) -> Finding | None:
+    """The entropy is below its target over the whole last half and does not come nearer, though the coefficient grew by 30 % or more."""
+    late = trace.span("gap", 0.5)
+    before, now = trace.mean("coef", 0.45, 0.55), trace.mean("coef", 0.95)
+    if (late.value < 0).mean() < ALWAYS or trace.mean("gap", 0.75) > 0.85 * trace.mean("gap", 0.5, 0.75) or before <= 0 or now < 1.3 * before:
+        return None
+    grew = f"the coefficient grew from {shown(before)} to {shown(now)} in the last half"
+    return found(trace, "saturated", "fail", late.step[0], f"{grew}, {_words(trace, 0.5)} and comes no nearer")
 
 
 def _resting(trace: Trace) -> float | None:
@@ -97,25 +109,22 @@ def oscillating(trace: Trace) -> Finding | None:
 
 
 def runaway(trace: Trace) -> Finding | None:
-    """The coefficient grew a hundredfold, still grows in the last fifth, and the entropy stays below its target; without a target: whatever entropy does."""
+    """The coefficient grew thirtyfold, still grows at the end, and the entropy is below its target all the time; without a target: whatever entropy does."""
     trace = with_gap(trace)
     if not enough(trace, "coef"):
         return None
     step, coef = trace.columns["coef"]
     late = trace.span("coef", 0.7)
-    if late.value.min() <= 0:
+    early = max(float(np.median(trace.span("coef", 0.0, 0.1).value)), 1e-4)
+    if late.value.min() <= 0 or late.value[-1] < 30 * early or late.value[-1] < 0.99 * coef.max():
         return None
-    early = max(float(np.median(trace.span("coef", 0.0, 0.1).value)), 1e-12)
     growth = slope(Column(late.step, np.log(late.value))) * float(late.step[-1] - late.step[0])
-    if coef[-1] < 10 * max(early, 1e-3) or coef[-1] < coef.max() * 0.9 or growth < math.log(1.5):
-        return None
-    if "gap" in trace and trace.mean("gap", 0.7) >= 0:
+    if growth < math.log(1.1) or ("gap" in trace and (trace.span("gap", 0.7).value < 0).mean() < ALWAYS):
         return None
     reason = f", and {_words(trace, 0.7)}" if "gap" in trace else ""
     since = step[onset((coef > 10 * early).tolist())]
-    return found(
-        trace, "runaway", "fail", since, f"the coefficient grew from {shown(early)} to {shown(float(coef[-1]))}, {shown(math.exp(growth))}-fold in the last 30 %{reason}"
-    )
+    grew = f"the coefficient grew from {shown(early)} to {shown(float(coef[-1]))}, by {percent(math.expm1(growth))} in the last 30 % of the log"
+    return found(trace, "runaway", "fail", since, f"{grew}{reason}")
 
 
 def schedule(trace: Trace) -> Finding | None:

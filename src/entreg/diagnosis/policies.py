@@ -10,7 +10,8 @@ from entreg.diagnosis.findings import HIGH, LOW, Finding, below_best, enough, fl
 from entreg.diagnosis.traces import Column, Trace, percent, shown, slope, with_scale
 
 NO_EFFECT = 0.01  # share of the gradient below which a bonus does nothing that could be seen
-HOLDS = 0.25  # share of the gradient above which a bonus holds the policy where it is
+PULLS = 0.02  # share of the gradient from which a bonus can be what keeps a policy from committing
+HOLDS = 0.1  # share of the gradient above which a bonus holds the policy where it is (PPO on CartPole: .03 at coefficient .1, .2 at 1)
 SOON = 0.5  # how much longer than the log, as a share of it, an extrapolation may go where no plan is known
 
 
@@ -72,12 +73,13 @@ def exploded(trace: Trace) -> Finding | None:
     weak = "grad_share" in trace and trace.mean("grad_share", 0.3) < HOLDS
     off = "coef" in trace and trace.mean("coef", 0.3) <= 0
     scaled = with_scale(trace)
-    if weak or off or scaled is None or not no_better(trace):
+    if weak or off or scaled is None or not (no_better(trace) or _far_from_greedy(trace)):
         return None
     trace, scale = scaled
     late = trace.mean("share", 0.5)
     strong = f", the bonus has {percent(trace.mean('grad_share', 0.3))} of the gradient" if "grad_share" in trace else ""
-    flat_reward = f"the reward {shown(trace.mean('reward', 0.9))} is no better than at the start, {shown(trace.mean('reward', 0.0, 0.1))}"
+    now = f"the reward {shown(trace.mean('reward', 0.9))}"
+    flat_reward = f"{now} is no better than at the start, {shown(trace.mean('reward', 0.0, 0.1))}" if no_better(trace) else f"{now} is far from what the most probable actions earn, {shown(float(trace.columns['greedy'].value[-1]))}"
     severity = "fail" if strong or trace.facts.maximum is None and not scale.known else "warn"
     if scale.known and late > HIGH:
         return found(trace, "exploded", severity, trace.last, f"entropy is {percent(late)} {scale.words}{strong}, and {flat_reward}")
@@ -86,6 +88,14 @@ def exploded(trace: Trace) -> Finding | None:
         rose = f"entropy rose from {shown(trace.mean('entropy', 0.0, 0.1))} to {shown(trace.mean('entropy', 0.9))} nats"
         return found(trace, "exploded", severity, trace.last, f"{rose}{strong}, and {flat_reward}")
     return None
+
+
+def _far_from_greedy(trace: Trace) -> bool:
+    """Whether drawn actions have made less than a quarter of the way from the first reward to what the most probable actions earn."""
+    if "greedy" not in trace.columns:
+        return False
+    early, now, greedy = trace.mean("reward", 0.0, 0.1), trace.mean("reward", 0.9), float(trace.columns["greedy"].value[-1])
+    return now - early < 0.25 * (greedy - early)
 
 
 def no_effect(trace: Trace) -> Finding | None:
@@ -122,17 +132,19 @@ def uncommitted(trace: Trace) -> str | None:
         return None
     trace, scale = scaled
     late = trace.mean("share", 0.67)
-    if late < 3 * LOW or not flat(trace, "share", 0.5, 1.0, 0.1) or not flat(trace, "reward", 0.67, 1.0, 0.1):
+    if late < 3 * LOW or not flat(trace, "share", 0.5, 1.0, 0.1) or ("grad_share" in trace and trace.mean("grad_share", 0.67) < PULLS):
         return None
     low, best = reward_range(trace)
     now = trace.mean("reward", 0.9)
-    stands = f"entropy stands still at {percent(late)} {scale.words}"
-    if "greedy" in trace.columns:
+    strong = f", the bonus has {percent(trace.mean('grad_share', 0.67))} of the gradient" if "grad_share" in trace else ""
+    stands = f"entropy stands still at {percent(late)} {scale.words}{strong}"
+    still = flat(trace, "reward", 0.67, 1.0, 0.1)
+    if "greedy" in trace.columns and (still or strong):
         greedy = float(trace.columns["greedy"].value[-1])
         if greedy - now > 0.1 * (max(best, greedy) - low):
             return f"{stands}, and the most probable actions earn {shown(greedy)} where drawn ones earn {shown(now)}"
-    if "grad_share" in trace and trace.mean("grad_share", 0.67) > HOLDS and below_best(trace):
-        return f"{stands}, and the bonus has {percent(trace.mean('grad_share', 0.67))} of the gradient while the reward {shown(now)} is below the best, {shown(best)}"
+    if still and strong and trace.mean("grad_share", 0.67) > HOLDS and below_best(trace):
+        return f"{stands}, and the reward stands still at {shown(now)}, below the best, {shown(best)}"
     return None
 
 
