@@ -25,8 +25,10 @@ def make(path: Path, rows: int) -> Path:
     with path.open("w") as file:
         if path.suffix == ".csv":
             file.write("step,entropy,reward,coef,loss,kl\n")
-        form = "{},{:.6f},{:.4f},{:.6g},{:.6f},{:.6f}\n" if path.suffix == ".csv" else (
-            '{{"step": {}, "entropy": {:.6f}, "reward": {:.4f}, "coef": {:.6g}, "loss": {:.6f}, "kl": {:.6f}}}\n'
+        form = (
+            "{},{:.6f},{:.4f},{:.6g},{:.6f},{:.6f}\n"
+            if path.suffix == ".csv"
+            else ('{{"step": {}, "entropy": {:.6f}, "reward": {:.4f}, "coef": {:.6g}, "loss": {:.6f}, "kl": {:.6f}}}\n')
         )
         for step in range(rows):
             part = step / rows
@@ -57,7 +59,15 @@ def main() -> None:
                 seconds, megabytes, status = measure(path, block)
                 reader = "csv" if name == "log.csv" else "json" if block else "orjson"
                 rows.append(
-                    {"file": name, "reader": reader, "rows": count, "megabytes": path.stat().st_size / 1e6, "cpu_seconds": seconds, "peak_megabytes": megabytes, "exit": status}
+                    {
+                        "file": name,
+                        "reader": reader,
+                        "rows": count,
+                        "megabytes": path.stat().st_size / 1e6,
+                        "cpu_seconds": seconds,
+                        "peak_megabytes": megabytes,
+                        "exit": status,
+                    }
                 )
                 print(rows[-1], flush=True)
     write(args.out, rows, machine("numpy", "orjson"))

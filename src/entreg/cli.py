@@ -1,6 +1,7 @@
 """The command line: `entreg train | play | export | report | diagnose | recipes`. Verbs only; the work is done where it belongs.
 
-Answers go to stdout, messages to stderr. Exit status: 0; 1 a failed run or a finding; 2 usage or a bad log; 130 and 143 after Ctrl-C and SIGTERM, 141 when nobody reads stdout.
+Answers go to stdout, messages to stderr. Exit status: 0; 1 a failed run or a finding of severity fail; 2 usage or a bad log; 130 and 143 after Ctrl-C and
+SIGTERM, 141 when nobody reads stdout.
 Nothing heavy is imported before a verb needs it: `entreg --help` answers without torch.
 """
 
@@ -58,13 +59,23 @@ def _parser() -> argparse.ArgumentParser:
     report = verbs.add_parser("report", help="write report.html of a run again", allow_abbrev=False)
     report.add_argument("run", help="run folder, or latest")
     diagnose = verbs.add_parser("diagnose", help="say what went wrong with entropy in a run or in the log of another trainer", allow_abbrev=False)
-    diagnose.add_argument("paths", nargs="+", metavar="PATH", help="run folder, latest, TensorBoard folder or file, progress.csv, trainer_state.json, CSV, JSONL, console log")
-    diagnose.add_argument("--column", action="append", default=[], metavar="NAME=COLUMN", help="read entropy, reward, coef, step, member, ... from this column; -COLUMN is minus it")
+    diagnose.add_argument(
+        "paths", nargs="+", metavar="PATH", help="run folder, latest, TensorBoard folder or file, progress.csv, trainer_state.json, CSV, JSONL, console log"
+    )
+    diagnose.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="NAME=COLUMN",
+        help="read entropy, reward, coef, step, member, ... from this column; -COLUMN is minus it",
+    )
     diagnose.add_argument("--steps", type=float, metavar="N", help="steps that the whole run should have, where the log does not say")
     diagnose.add_argument("--max-entropy", type=float, metavar="NATS", help="the largest entropy there is: log of the number of actions")
     diagnose.add_argument("--best", type=float, metavar="REWARD", help="a reward that is known to be possible")
     diagnose.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    diagnose.add_argument("--watch", nargs="?", type=float, const=5.0, metavar="SECONDS", help="look again every so many seconds (default 5) and print what is new")
+    diagnose.add_argument(
+        "--watch", nargs="?", type=float, const=5.0, metavar="SECONDS", help="look again every so many seconds (default 5) and print what is new"
+    )
     verbs.add_parser("recipes", help="list the recipes, each with its status")
     return parser
 

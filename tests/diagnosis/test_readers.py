@@ -115,25 +115,40 @@ def test_the_console_of_verl(tmp_path):
 
 
 def test_jsonl_of_verl(tmp_path):
-    check(read(write_jsonl(tmp_path / "x.jsonl", [{"step": row.pop("step"), "data": row} for row in rows(actor__entropy_loss=ENTROPY, critic__rewards__mean=REWARD)])))
+    check(
+        read(
+            write_jsonl(
+                tmp_path / "x.jsonl", [{"step": row.pop("step"), "data": row} for row in rows(actor__entropy_loss=ENTROPY, critic__rewards__mean=REWARD)]
+            )
+        )
+    )
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 def test_history_of_wandb_as_csv(tmp_path, separator):
     """What `run.history().to_csv` writes: an index, `_step`, empty cells, NaN as text."""
-    table = [{"": i, "_step": row["step"], "train/entropy": row["entropy"], "train/reward": row["reward"], "train/kl": ""} for i, row in enumerate(rows(entropy=ENTROPY, reward=REWARD))]
+    table = [
+        {"": i, "_step": row["step"], "train/entropy": row["entropy"], "train/reward": row["reward"], "train/kl": ""}
+        for i, row in enumerate(rows(entropy=ENTROPY, reward=REWARD))
+    ]
     check(read(write_csv(tmp_path / "history.csv", table, separator)))
 
 
 def test_a_chart_of_wandb_as_csv_is_a_trace_a_run(tmp_path):
-    table = [{"Step": row["step"], "crisp-1 - actor/entropy": row["one"], "crisp-1 - actor/entropy__MIN": 0, "dull-2 - actor/entropy": row["two"]} for row in rows(one=ENTROPY, two=REWARD)]
+    table = [
+        {"Step": row["step"], "crisp-1 - actor/entropy": row["one"], "crisp-1 - actor/entropy__MIN": 0, "dull-2 - actor/entropy": row["two"]}
+        for row in rows(one=ENTROPY, two=REWARD)
+    ]
     log = read(write_csv(tmp_path / "chart.csv", table))
     assert [trace.source.rpartition(" ")[2] for trace in log.traces] == ["(crisp-1)", "(dull-2)"]
     assert np.array_equal(column(log, "entropy", 1).value, REWARD)
 
 
 def test_history_of_wandb_as_jsonl(tmp_path):
-    table = [{"_step": row["step"], "_runtime": 1.5, "entropy": row["entropy"], "reward": row["reward"], "kl": "NaN", "gradients/w": {"bins": [1], "values": [2]}} for row in rows(entropy=ENTROPY, reward=REWARD)]
+    table = [
+        {"_step": row["step"], "_runtime": 1.5, "entropy": row["entropy"], "reward": row["reward"], "kl": "NaN", "gradients/w": {"bins": [1], "values": [2]}}
+        for row in rows(entropy=ENTROPY, reward=REWARD)
+    ]
     check(read(write_jsonl(tmp_path / "history.jsonl", table)))
 
 
@@ -170,7 +185,9 @@ def test_known_trainers_have_the_sign_that_they_log(tmp_path):
 
 def test_a_sign_that_cannot_be_told_is_asked_for(tmp_path):
     path = write_csv(tmp_path / "x.csv", rows(entropy_loss=np.linspace(1.0, -1.0, 40), reward=REWARD))
-    with pytest.raises(BadLog, match=r"x\.csv: entropy_loss has values of both signs, from -1 to 1.*--column entropy=entropy_loss or --column entropy=-entropy_loss"):
+    with pytest.raises(
+        BadLog, match=r"x\.csv: entropy_loss has values of both signs, from -1 to 1.*--column entropy=entropy_loss or --column entropy=-entropy_loss"
+    ):
         read(path)
     assert column(read(path, ["entropy=-entropy_loss"]), "entropy").value[0] == -1.0
 
@@ -183,7 +200,11 @@ def test_an_entropy_loss_is_not_read_where_there_is_an_entropy(tmp_path):
 
 def test_sac_of_stable_baselines3_logs_no_entropy_but_the_gap_to_its_target(tmp_path):
     coef, gap = np.linspace(0.1, 0.5, 40), np.linspace(-1.0, -0.2, 40)
-    log = read(write_csv(tmp_path / "progress.csv", rows(train__ent_coef=coef, train__ent_coef_loss=np.log(coef) * gap, train__actor_loss=gap, rollout__ep_rew_mean=REWARD)))
+    log = read(
+        write_csv(
+            tmp_path / "progress.csv", rows(train__ent_coef=coef, train__ent_coef_loss=np.log(coef) * gap, train__actor_loss=gap, rollout__ep_rew_mean=REWARD)
+        )
+    )
     np.testing.assert_allclose(column(log, "gap").value, gap, rtol=1e-6)
     assert log.traces[0].facts.host == "stable-baselines3 SAC"
 

@@ -26,11 +26,13 @@ HOSTS = {
     ),
     "cleanrl": Words("CleanRL", "--ent-coef", "target_entropy in the file", "args.ent_coef lowered in the loop as lr is", "an entreg Bridge on args.ent_coef"),
     "rllib": Words("RLlib", "entropy_coeff", "target_entropy", "entropy_coeff=[[0, 0.01], [STEPS, 0.0]]", "an entreg Bridge on entropy_coeff"),
-    "trl": Words("TRL", "entropy_coef", "entropy_target", "entreg.integrations.trl.attach(trainer, linear(0.01, 0))", "entreg.integrations.trl.attach(trainer, PI(...))"),
-    "verl": Words(
-        "verl", "actor_rollout_ref.actor.entropy_coeff", "the target in ENTREG_VERL", "ENTREG_VERL='linear(0.01, 0)'", "ENTREG_VERL='PI(...)'"
+    "trl": Words(
+        "TRL", "entropy_coef", "entropy_target", "entreg.integrations.trl.attach(trainer, linear(0.01, 0))", "entreg.integrations.trl.attach(trainer, PI(...))"
     ),
-    "": Words("the trainer", "the entropy coefficient", "the entropy target", "a schedule of the entropy coefficient", "an entreg controller (TargetEntropy, PI)"),
+    "verl": Words("verl", "actor_rollout_ref.actor.entropy_coeff", "the target in ENTREG_VERL", "ENTREG_VERL='linear(0.01, 0)'", "ENTREG_VERL='PI(...)'"),
+    "": Words(
+        "the trainer", "the entropy coefficient", "the entropy target", "a schedule of the entropy coefficient", "an entreg controller (TargetEntropy, PI)"
+    ),
 }
 
 ADVICE = {

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from entreg.diagnosis.findings import Finding, enough, found, onset
-from entreg.diagnosis.policies import HOLDS, uncommitted
+from entreg.diagnosis.findings import Finding, Severity, enough, found, onset
+from entreg.diagnosis.policies import uncommitted
 from entreg.diagnosis.traces import Array, Column, Trace, percent, shown, slope, with_gap
 
 ALWAYS = 0.9  # share of the values that makes "all the time" of noisy ones
@@ -29,7 +29,7 @@ def _words(trace: Trace, low: float) -> str:
 
 
 def saturated(trace: Trace) -> Finding | None:
-    """The coefficient lies at a bound, or rises without an effect, while the entropy stays off its target: the controller is saturated or the target out of reach."""
+    """The entropy stays off its target while the coefficient lies at a bound (a saturated controller) or rises in vain (a target out of reach)."""
     trace = with_gap(trace)
     if not enough(trace, "coef", "gap"):
         return None
@@ -103,9 +103,7 @@ def oscillating(trace: Trace) -> Finding | None:
         return None
     swing = f"the coefficient between {shown(float(coef.min()))} and {shown(float(coef.max()))}"
     about = f"its target {shown(trace.mean('target', 0.33))}" if "target" in trace else "its target"
-    return found(
-        trace, "oscillating", "warn", step[at[0]], f"entropy crossed {about} {len(at)} times by more than {shown(tolerance(trace))} nats, {swing}"
-    )
+    return found(trace, "oscillating", "warn", step[at[0]], f"entropy crossed {about} {len(at)} times by more than {shown(tolerance(trace))} nats, {swing}")
 
 
 def runaway(trace: Trace) -> Finding | None:
@@ -151,7 +149,7 @@ def _late_end(trace: Trace, start: float, late: Column) -> Finding | None:
         return None
     meets = trace.last - float(late.value[-1]) / rate
     when = f"it meets 0 at about step {shown(round(meets))}, the run ends at {shown(end)} with {percent(left / start)} of it left"
-    severity = "warn" if trace.facts.planned or trace.facts.finished else "info"
+    severity: Severity = "warn" if trace.facts.planned or trace.facts.finished else "info"
     return found(trace, "schedule", severity, trace.last, f"the coefficient falls from {shown(start)} by {shown(abs(rate))} a step: {when}")
 
 
@@ -162,6 +160,3 @@ def _floor(trace: Trace, start: float, floor: float) -> Finding | None:
     if held is None:
         return None
     return found(trace, "schedule", "warn", trace.last, f"the coefficient fell from {shown(start)} to a floor of {shown(floor)} and stays there; {held}")
-
-
-__all__ = ["HOLDS", "oscillating", "runaway", "saturated", "schedule"]

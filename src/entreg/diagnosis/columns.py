@@ -42,7 +42,7 @@ class _Series:
     def add(self, pairs: Array) -> None:
         self.parts.append(pairs)
         self.waiting += pairs.shape[1]
-        if self.waiting >= self.width * CAPACITY // 4 or self.width == 1 and self.waiting >= CAPACITY:
+        if self.waiting >= self.width * CAPACITY // 4 or (self.width == 1 and self.waiting >= CAPACITY):
             self.settle()
 
     def settle(self) -> None:

@@ -124,9 +124,7 @@ def _lines(name: str, log: Log, findings: Sequence[Finding]) -> list[str]:
     return lines if findings else [*lines, f"  ok   none of {len(DEFAULT_RULES)} rules holds"]
 
 
-def _follow(
-    paths: Sequence[str], columns: Sequence[str], extra: Mapping[str, float], as_json: bool, every: float, wait: Callable[[float], object]
-) -> int:
+def _follow(paths: Sequence[str], columns: Sequence[str], extra: Mapping[str, float], as_json: bool, every: float, wait: Callable[[float], object]) -> int:
     """Look again and again; a finding is printed when it is new, and once more when it was over in between. Ends with Ctrl-C: 1 where a failure is open."""
     told: set[tuple[str, str, int]] = set()
     stamps: dict[str, Any] = {}

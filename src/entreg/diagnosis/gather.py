@@ -149,7 +149,9 @@ class Gather:
         facts = Facts(**{**vars(facts), "host": facts.host or chosen.host})
         traces = []
         for (run, member), columns in sorted(series.items()):
-            named = {ours: Column(columns[column].step, factor * columns[column].value) for ours, (column, factor) in chosen.choices.items() if column in columns}
+            named = {
+                ours: Column(columns[column].step, factor * columns[column].value) for ours, (column, factor) in chosen.choices.items() if column in columns
+            }
             source = f"{self.path}" + (f" ({run})" if run else "")
             if named:
                 traces.append(Trace(_derived(named), (members or {}).get(member, facts), member, source))
@@ -180,7 +182,11 @@ class Gather:
 
     def _left_out(self, chosen: naming.Names) -> list[str]:
         used = {column for column, _ in chosen.choices.values()}
-        notes = [f"{name}: {count} values that are not finite, left out; the first at {where}" for name, (count, where) in self._collector.lost.items() if name in used]
+        notes = [
+            f"{name}: {count} values that are not finite, left out; the first at {where}"
+            for name, (count, where) in self._collector.lost.items()
+            if name in used
+        ]
         if self._skipped:
             notes.append(f"lines that are no records, left out: {len(self._skipped)}, the first is {self._skipped[0]}")
         return notes

@@ -8,7 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-STEPS = ("step", "_step", "Step", "global_step", "train/global_step", "time/total_timesteps", "total_timesteps", "num_env_steps_sampled_lifetime", "timesteps_total")
+STEPS = (
+    "step",
+    "_step",
+    "Step",
+    "global_step",
+    "train/global_step",
+    "time/total_timesteps",
+    "total_timesteps",
+    "num_env_steps_sampled_lifetime",
+    "timesteps_total",
+)
 MEMBER = "member"
 KNOWN: dict[str, tuple[str, ...]] = {
     "entropy": ("entropy", "entreg/entropy", "policy_entropy", "losses/entropy", "actor/entropy", "policy/entropy_avg", "objective/entropy", "ENTROPY_LOSS"),
@@ -38,7 +48,14 @@ HOSTS: dict[str, tuple[str, ...]] = {  # names that only this trainer logs
     "verl": ("actor/entropy", "actor/entropy_loss", "critic/score/mean", "critic/rewards/mean", "actor/pg_loss"),
     "cleanrl": ("charts/episodic_return", "losses/policy_loss", "losses/old_approx_kl", "losses/qf1_loss"),
     "rllib": ("env_runners/episode_return_mean", "episode_reward_mean", "curr_entropy_coeff", "num_env_steps_sampled_lifetime"),
-    "trl": ("completions/mean_length", "frac_reward_zero_std", "train/completions/mean_length", "policy/entropy_avg", "objective/entropy", "train/frac_reward_zero_std"),
+    "trl": (
+        "completions/mean_length",
+        "frac_reward_zero_std",
+        "train/completions/mean_length",
+        "policy/entropy_avg",
+        "objective/entropy",
+        "train/frac_reward_zero_std",
+    ),
     "entreg": ("entropy/max", "entropy/perplexity", "entropy/family"),
 }
 
@@ -130,7 +147,10 @@ def sign_of(name: str, low: float, high: float, host: str) -> tuple[int, str]:
     minus, plus = f"--column entropy=-{name}", f"--column entropy={name}"
     if host in SIGNS:
         sign = SIGNS[host]
-        return sign, f"{name} is read as {'the entropy' if sign > 0 else 'minus the entropy'}: that is what {host} logs (otherwise: {plus if sign < 0 else minus})"
+        return (
+            sign,
+            f"{name} is read as {'the entropy' if sign > 0 else 'minus the entropy'}: that is what {host} logs (otherwise: {plus if sign < 0 else minus})",
+        )
     if high <= 0:
         return -1, f"{name} is read as minus the entropy, since no value is above 0 (if it is the entropy of a density: {plus})"
     if low >= 0:

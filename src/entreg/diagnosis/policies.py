@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from entreg.diagnosis.findings import HIGH, LOW, Finding, below_best, enough, flat, found, no_better, onset, reward_range
-from entreg.diagnosis.traces import Column, Trace, percent, shown, slope, with_scale
+from entreg.diagnosis.findings import HIGH, LOW, Finding, Severity, below_best, enough, flat, found, no_better, onset, reward_range
+from entreg.diagnosis.traces import Column, Trace, percent, shown, slope, with_gap, with_scale
 
 NO_EFFECT = 0.01  # share of the gradient below which a bonus does nothing that could be seen
 PULLS = 0.02  # share of the gradient from which a bonus can be what keeps a policy from committing
@@ -55,7 +55,9 @@ def collapsing(trace: Trace) -> Finding | None:
     end = trace.facts.planned if trace.facts.planned else trace.last + SOON * (trace.last - trace.first)
     if meets >= end or ("reward" in trace and not _stands_still(trace)):
         return None
-    when = f"falls by {percent(-math.expm1(fall * (trace.last - trace.first) / 10))} each tenth of the log and meets {percent(LOW)} at about step {shown(meets)}"
+    when = (
+        f"falls by {percent(-math.expm1(fall * (trace.last - trace.first) / 10))} each tenth of the log and meets {percent(LOW)} at about step {shown(meets)}"
+    )
     reward = " while the reward does not rise" if "reward" in trace else ""
     return found(trace, "collapsing", "warn", trace.last, f"entropy is at {percent(now)} {scale.words}, {when}{reward}")
 
@@ -79,8 +81,12 @@ def exploded(trace: Trace) -> Finding | None:
     late = trace.mean("share", 0.5)
     strong = f", the bonus has {percent(trace.mean('grad_share', 0.3))} of the gradient" if "grad_share" in trace else ""
     now = f"the reward {shown(trace.mean('reward', 0.9))}"
-    flat_reward = f"{now} is no better than at the start, {shown(trace.mean('reward', 0.0, 0.1))}" if no_better(trace) else f"{now} is far from what the most probable actions earn, {shown(float(trace.columns['greedy'].value[-1]))}"
-    severity = "fail" if strong or trace.facts.maximum is None and not scale.known else "warn"
+    flat_reward = (
+        f"{now} is no better than at the start, {shown(trace.mean('reward', 0.0, 0.1))}"
+        if no_better(trace)
+        else f"{now} is far from what the most probable actions earn, {shown(float(trace.columns['greedy'].value[-1]))}"
+    )
+    severity: Severity = "fail" if strong or (trace.facts.maximum is None and not scale.known) else "warn"
     if scale.known and late > HIGH:
         return found(trace, "exploded", severity, trace.last, f"entropy is {percent(late)} {scale.words}{strong}, and {flat_reward}")
     early = trace.mean("share", 0.0, 0.1)
@@ -103,10 +109,13 @@ def no_effect(trace: Trace) -> Finding | None:
     if not enough(trace, "grad_share") or ("coef" in trace and not np.any(trace.columns["coef"].value)):
         return None
     share = float(np.median(trace.span("grad_share", 0.0, 0.5).value))
-    if share >= NO_EFFECT or (share == 0 and "coef" not in trace):
+    held = with_gap(trace)
+    idle = "gap" in held and held.mean("gap", 0.0, 0.5) >= 0  # the rule has nothing to do: entropy is above its target
+    if share >= NO_EFFECT or idle or (share == 0 and "coef" not in trace):
         return None
     coef = f" at coefficient {shown(trace.mean('coef', 0.0, 0.5))}" if "coef" in trace else ""
-    return found(trace, "no_effect", "warn", trace.last, f"the bonus has {percent(share)} of the gradient{coef} (median of the first half)")
+    severity: Severity = "warn" if share < NO_EFFECT / 10 else "info"
+    return found(trace, "no_effect", severity, trace.last, f"the bonus has {percent(share)} of the gradient{coef} (median of the first half)")
 
 
 def constant(trace: Trace) -> bool:
@@ -157,4 +166,10 @@ def marginal_collapse(trace: Trace) -> Finding | None:
     if late >= 0.5:
         return None
     since = step[onset((share < 0.5).tolist())]
-    return found(trace, "marginal_collapse", "fail", since, f"the mean prediction uses {percent(late)} of the prior's classes, under half since step {shown(float(since))}")
+    return found(
+        trace,
+        "marginal_collapse",
+        "fail",
+        since,
+        f"the mean prediction uses {percent(late)} of the prior's classes, under half since step {shown(float(since))}",
+    )

@@ -32,7 +32,9 @@ def logs_of(path: Path) -> list[Path]:
         return [path]
     found = _inside(path, DEPTH)
     if not found:
-        raise BadLog(f"{path} holds no log; legal are {FILE}, {STATE}, {PROGRESS}, TensorBoard event files, or folders with these; other logs are named as files")
+        raise BadLog(
+            f"{path} holds no log; legal are {FILE}, {STATE}, {PROGRESS}, TensorBoard event files, or folders with these; other logs are named as files"
+        )
     if len(found) > MOST:
         raise BadLog(f"{path} holds {len(found)} logs; legal are {MOST} at once")
     return found
@@ -41,7 +43,7 @@ def logs_of(path: Path) -> list[Path]:
 def _inside(folder: Path, depth: int) -> list[Path]:
     if (folder / FILE).is_file():
         return [folder]
-    names = sorted(os.listdir(folder))
+    names = sorted(one.name for one in folder.iterdir())
     for name in (STATE, PROGRESS):
         if name in names:
             return [folder / name]
@@ -69,17 +71,16 @@ def read(path: str | os.PathLike[str], columns: Sequence[str] = ()) -> Log:
     if not head.strip():
         raise BadLog(f"{file} holds no records")
     gather = Gather(file, given)
-    if is_events(head) or "tfevents" in file.name:
-        return gather.log(Facts(), broken=read_events(file, gather))
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    if start.startswith(b"{"):
-        if _is_page(start):
-            facts = read_state(file, gather)
-            return gather.log(facts)
-        return gather.log(Facts(), broken=tables.read_jsonl(file, gather))
-    if _is_console(file, head):
-        return gather.log(Facts(), broken=tables.read_console(file, gather))
-    return gather.log(Facts(), broken=tables.read_csv(file, gather))
+    if is_events(head) or "tfevents" in file.name:
+        broken = read_events(file, gather)
+    elif start.startswith(b"{") and _is_page(start):
+        return gather.log(read_state(file, gather))
+    elif start.startswith(b"{"):
+        broken = tables.read_jsonl(file, gather)
+    else:
+        broken = tables.read_console(file, gather) if _is_console(file, head) else tables.read_csv(file, gather)
+    return gather.log(Facts(), broken=broken)
 
 
 def _is_page(start: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
@@ -17,10 +18,9 @@ from entreg.diagnosis.gather import Gather
 from entreg.diagnosis.text import Batch, batches
 from entreg.diagnosis.traces import Array
 
-try:
+fast: Callable[[str], Any] = json.loads
+with contextlib.suppress(ImportError):
     from orjson import loads as fast
-except ImportError:
-    fast = json.loads
 
 MISSING = frozenset({"", "None", "null", "NULL", "NA", "N/A"})
 NOT_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}  # as the W&B history spells them
@@ -150,9 +150,7 @@ def read_jsonl(path: Path, gather: Gather, *, tolerant: bool = False) -> str | N
     return cut
 
 
-def _objects(
-    path: Path, lines: list[str], first: int, *, torn: bool, tolerant: bool, gather: Gather
-) -> tuple[list[dict[str, Any]], Sequence[int], str | None]:
+def _objects(path: Path, lines: list[str], first: int, *, torn: bool, tolerant: bool, gather: Gather) -> tuple[list[dict[str, Any]], Sequence[int], str | None]:
     """The objects of these lines, their numbers, and where the last one is cut off."""
     full = [line for line in lines if line.strip()]
     for parse in (fast, json.loads):
