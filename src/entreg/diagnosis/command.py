@@ -47,7 +47,10 @@ def run(
                 for note in [*log.notes, *([f"{log.broken}; what stands before is diagnosed"] if log.broken else [])]:
                     warn(f"{name}: {note}" if name not in note else note)
     results = [(name, log, diagnose_log(log)) for name, log in logs]
-    print(json.dumps(_page(results)) if as_json else "\n".join(line for result in results for line in _lines(*result)))
+    if as_json:
+        print(json.dumps(_page(results)))
+    for line in () if as_json else (line for result in results for line in _lines(*result)):
+        print(line)
     failed = any(finding.severity == "fail" for _, _, findings in results for finding in findings)
     return status or int(failed)
 

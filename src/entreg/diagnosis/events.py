@@ -86,6 +86,7 @@ def read_events(path: Path, gather: Gather) -> str | None:
                     if tag not in wanted:
                         wanted[tag] = bool(gather.wanted([tag]))
                     if not wanted[tag]:
+                        gather.passed(1)
                         continue
                     steps, values = waiting.setdefault(tag, ([], []))
                     steps.append(step)

@@ -110,6 +110,7 @@ class Gather:
 
     def scalar(self, name: str, step: Array, value: Array) -> None:
         """Take in one named series, as event files have them."""
+        self._rows += len(step)
         place = self._place.get(name)
         if place is not None:
             run, plain = place
@@ -117,6 +118,10 @@ class Gather:
             if lost.any():
                 self._collector.lose(plain, int(lost.sum()), f"step {int(step[int(lost.argmax())])}")
             self._collector.add_members(run, None, plain, step, value)
+
+    def passed(self, count: int) -> None:
+        """Note rows that have nothing of interest."""
+        self._rows += count
 
     def skip(self, line: int) -> None:
         """Note a line that is no record."""
@@ -140,6 +145,8 @@ class Gather:
             series.setdefault((run, member), {})[name] = column
             low, high = span.get(name, (np.inf, -np.inf))
             span[name] = min(low, float(column.value.min())), max(high, float(column.value.max()))
+        if not self._rows:
+            raise BadLog(f"{broken or self.path}{'; it' if broken else ''} holds no records")
         self._check_given(span)
         try:
             chosen = naming.choose(span, {ours: column for ours, column in self.given.items() if ours not in ("step", "member")}, set(self.raw))
@@ -175,8 +182,6 @@ class Gather:
         empty = [name for name in self._collector.seen if name not in span and name in naming.INTERESTING]
         if empty:
             raise BadLog(f"{self.path}: column {empty[0]!r} has no finite value{self._first_lost(empty[0])}")
-        if not self.raw:
-            raise BadLog(f"{self.path} holds no records")
         there = ", ".join(list(self.raw)[:SHOWN]) + (" ..." if len(self.raw) > SHOWN else "")
         raise BadLog(f"{self.path}: no known column of an entropy or a coefficient; there are {there}: name one with --column entropy=NAME")
 

@@ -92,7 +92,7 @@ def _is_page(start: bytes) -> bool:
 def _is_console(file: Path, head: bytes) -> bool:
     """Whether a file has lines like verl's, or at least no separator where a CSV has its names."""
     lines = [line for line in tables.ANSI.sub("", head.decode(errors="replace")).splitlines() if line.strip()]
-    return any(map(tables.CONSOLE.search, lines)) or (file.suffix not in (".csv", ".tsv") and not any(sign in lines[0] for sign in ",;\t"))
+    return any(map(tables.CONSOLE.search, lines)) or (file.suffix not in (".csv", ".tsv") and not any(sign in "".join(lines[:1]) for sign in ",;\t"))
 
 
 def facts_with(log: Log, extra: Mapping[str, float]) -> Log:

@@ -83,38 +83,33 @@ def _flow(source: Iterable[Batch], skip: int, torn: list[int]) -> Iterator[str]:
 
 
 def _csv_rows(path: Path, gather: Gather, reader: Any, place: Mapping[str, int], skip: int, torn: list[int]) -> str | None:
-    width = len(place)
-    wanted = gather.wanted(place)
+    wanted = {name: place[name] for name in gather.wanted(place)}
     while True:
-        before = skip + reader.line_num
-        rows, numbers = [], []
+        rows, lines = [], []
         for row in reader:
             if row:
                 rows.append(row)
-                numbers.append(reader.line_num)
+                lines.append(skip + reader.line_num)
             if len(rows) >= CHUNK:
                 break
         if not rows:
             return None
-        cut = _check_widths(path, rows, numbers, width, skip, torn)
+        cut = _check_widths(path, rows, lines, len(place), torn)
         if rows:
-            _csv_chunk(path, gather, rows, [skip + number for number in numbers], {name: place[name] for name in wanted})
+            _csv_chunk(path, gather, rows, lines, wanted)
         if cut is not None:
             return cut
-        del before
 
 
-def _check_widths(path: Path, rows: list[list[str]], numbers: list[int], width: int, skip: int, torn: list[int]) -> str | None:
+def _check_widths(path: Path, rows: list[list[str]], lines: list[int], width: int, torn: list[int]) -> str | None:
     """Rows need as many cells as there are names; a last line without a newline may be cut off, and then goes."""
-    for index, row in enumerate(rows):
-        if len(row) == width:
-            continue
-        line = skip + numbers[index]
-        if torn and line == torn[0]:
-            rows.pop()
-            return f"{path}, line {line}: cut off"
-        raise BadLog(f"{path}, line {line}: {len(row)} cells; legal are {width}, as in the line of names")
-    return None
+    wrong = next((index for index, row in enumerate(rows) if len(row) != width), None)
+    if wrong is None:
+        return None
+    if torn and lines[wrong] == torn[0]:
+        rows.pop()
+        return f"{path}, line {lines.pop()}: cut off"
+    raise BadLog(f"{path}, line {lines[wrong]}: {len(rows[wrong])} cells; legal are {width}, as in the line of names")
 
 
 def _csv_chunk(path: Path, gather: Gather, rows: list[list[str]], lines: list[int], places: Mapping[str, int]) -> None:
@@ -136,17 +131,14 @@ def _csv_chunk(path: Path, gather: Gather, rows: list[list[str]], lines: list[in
 
 def read_jsonl(path: Path, gather: Gather, *, tolerant: bool = False) -> str | None:
     """A JSON object a line; those of verl have the numbers in `data`. `tolerant` skips and counts lines that are no objects, as records of a run are read."""
-    cut, any_object = None, False
+    cut = None
     for batch in batches(path):
         for start in range(0, len(batch.lines), CHUNK):
             lines = batch.lines[start : start + CHUNK]
             last = batch.torn and start + CHUNK >= len(batch.lines)
             found, numbers, cut = _objects(path, lines, batch.first + start, torn=last, tolerant=tolerant, gather=gather)
-            any_object |= bool(found)
             if found:
                 _json_chunk(path, gather, found, numbers)
-    if not any_object:
-        raise BadLog(f"{path} holds no records" if cut is None else f"{cut}; it holds no records")
     return cut
 
 
@@ -188,9 +180,8 @@ def _json_chunk(path: Path, gather: Gather, found: list[dict[str, Any]], lines: 
     if len(kept) < len(found):
         gather.events([one for one in found if "event" in one])
         found, lines = [found[index] for index in kept], [lines[index] for index in kept]
-    names = set().union(*found)
     columns = {}
-    for name in gather.wanted(names):
+    for name in gather.wanted(sorted(set().union(*found))):
         values = [one.get(name) for one in found]
 
         def where(at: int, name: str = name) -> str:
