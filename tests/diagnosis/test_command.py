@@ -34,7 +34,7 @@ def diagnose(capsys, *words):
 def test_a_finding_of_severity_fail_is_exit_status_one_and_says_what_to_do(tmp_path, capsys):
     status, out, err = diagnose(capsys, write(tmp_path / "run", collapse(40)))
     assert status == 1 and err == ""
-    assert "fail collapsed at step 14: entropy 0.016 % of its maximum, under 5 % since step 14, and the reward 9.33 is no better than at the start" in out
+    assert "fail collapsed at step 14: entropy 0.017 % of its maximum, under 5 % since step 14, and the reward 9.33 is no better than at the start" in out
     assert "-> raise --coef from the start" in out
 
 
