@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         linear,
         piecewise,
     )
+    from entreg.diagnosis import diagnose
     from entreg.finding import Finding
     from entreg.functional.families import SHANNON, Family, min_entropy, renyi, tsallis
     from entreg.linting import lint
@@ -40,6 +41,7 @@ else:
             *("Controller", "Observed", "constant", "cosine", "exponential", "linear", "piecewise"),
             *("Band", "GradientShare", "PI", "Plateau", "TargetEntropy", "Thermostat"),
         ),
+        "diagnosis": ("diagnose",),
         "finding": ("Finding",),
         "functional.families": ("SHANNON", "Family", "min_entropy", "renyi", "tsallis"),
         "linting": ("lint",),
@@ -80,6 +82,7 @@ __all__ = [
     "__version__",
     "constant",
     "cosine",
+    "diagnose",
     "distributions",
     "exponential",
     "functional",

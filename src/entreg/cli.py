@@ -1,6 +1,7 @@
-"""The command line: `entreg train | play | export | report | recipes`. Verbs only; the work is done where it belongs.
+"""The command line: `entreg train | play | export | report | diagnose | recipes`. Verbs only; the work is done where it belongs.
 
-Answers go to stdout, messages to stderr. Exit status: 0; 1 a failed run; 2 usage; 130 and 143 after Ctrl-C and SIGTERM, 141 when nobody reads stdout.
+Answers go to stdout, messages to stderr. Exit status: 0; 1 a failed run or a finding of severity fail; 2 usage or a bad log; 130 and 143 after Ctrl-C and
+SIGTERM, 141 when nobody reads stdout.
 Nothing heavy is imported before a verb needs it: `entreg --help` answers without torch.
 """
 
@@ -57,6 +58,24 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--member", type=int, help="member of a population (default: the best of the first coefficient)")
     report = verbs.add_parser("report", help="write report.html of a run again", allow_abbrev=False)
     report.add_argument("run", help="run folder, or latest")
+    diagnose = verbs.add_parser("diagnose", help="say what went wrong with entropy in a run or in the log of another trainer", allow_abbrev=False)
+    diagnose.add_argument(
+        "paths", nargs="+", metavar="PATH", help="run folder, latest, TensorBoard folder or file, progress.csv, trainer_state.json, CSV, JSONL, console log"
+    )
+    diagnose.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="NAME=COLUMN",
+        help="read entropy, reward, coef, step, member, ... from this column; -COLUMN is minus it",
+    )
+    diagnose.add_argument("--steps", type=float, metavar="N", help="steps that the whole run should have, where the log does not say")
+    diagnose.add_argument("--max-entropy", type=float, metavar="NATS", help="the largest entropy there is: log of the number of actions")
+    diagnose.add_argument("--best", type=float, metavar="REWARD", help="a reward that is known to be possible")
+    diagnose.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    diagnose.add_argument(
+        "--watch", nargs="?", type=float, const=5.0, metavar="SECONDS", help="look again every so many seconds (default 5) and print what is new"
+    )
     verbs.add_parser("recipes", help="list the recipes, each with its status")
     return parser
 
@@ -197,7 +216,15 @@ def _report(arguments: Any) -> int:
     return 0
 
 
-_VERBS = {"play": _play, "export": _export, "report": _report, "recipes": _recipes}
+def _diagnose(arguments: Any) -> int:
+    from entreg.diagnosis.command import run
+
+    paths = [str(_folder("latest")) if path == "latest" else path for path in arguments.paths]
+    known = {"planned": arguments.steps, "maximum": arguments.max_entropy, "best": arguments.best}
+    return run(paths, columns=arguments.column, extra=known, as_json=arguments.json, watch=arguments.watch)
+
+
+_VERBS = {"play": _play, "export": _export, "report": _report, "diagnose": _diagnose, "recipes": _recipes}
 
 if __name__ == "__main__":
     sys.exit(main())

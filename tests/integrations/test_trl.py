@@ -178,6 +178,27 @@ def test_shares_are_those_of_the_gradients_of_the_logits(make, beginning, loss_t
     assert 0.01 < record["grad_share/kl"] < 0.99
 
 
+def test_who_drives_entropy_is_its_slope_along_each_tokens_own_policy_gradient(make, beginning):
+    one, batches = make("grpo", max_steps=1), []
+    attached = attach(one, COEF, shares=True)
+    trainers.train(spied(one, batches))
+    (batch,) = batches
+    ids, attention, counted = predictions("grpo", batch)
+    z = trainers.model(beginning)(input_ids=ids, attention_mask=attention).logits[:, :-1].detach().double()[counted]
+    rows, tokens = counted.nonzero()[:, 0], ids[:, 1:][counted]
+    advantage, log_p = batch["advantages"][rows].double(), z.log_softmax(-1)
+    step = 1e-4 * advantage[:, None] * (torch.nn.functional.one_hot(tokens, z.shape[1]) - log_p.exp())
+    drift = (categorical_entropy(z + step) - categorical_entropy(z - step)) / 2e-4
+    record, drive = attached.record(), attached.drive
+    assert record["entropy/drift"] == pytest.approx(drift.mean().item(), rel=1e-3)
+    pairs = torch.stack([advantage, log_p.gather(-1, tokens[:, None])[:, 0]])
+    assert record["entropy/covariance"] == pytest.approx(torch.cov(pairs, correction=0)[0, 1].item(), rel=1e-3)
+    for found, groups in ((drive.tokens, tokens), (drive.completions, rows)):
+        totals = {group: drift[groups == group].sum().item() for group in groups.unique().tolist()}
+        assert found[0].group == min(totals, key=totals.get) and found[0].total == pytest.approx(min(totals.values()), rel=1e-3)
+        assert found[0].items == int((groups == found[0].group).sum())
+
+
 def test_a_controller_that_reads_the_share_gets_it(make):
     one = make("sft")
     attached = attach(one, GradientShare(0.2, lr=1.0, start=0.01))

@@ -1,5 +1,6 @@
 """Pure torch functions: tensors in, nats out, batch shape kept, nothing reduced or negated."""
 
+from entreg.functional.attribution import Driver, advantage_covariance, entropy_change, entropy_drift, entropy_drivers
 from entreg.functional.categorical import (
     bernoulli_entropy,
     categorical_entropy,
@@ -32,11 +33,13 @@ from entreg.functional.values import double_value, greedy_value, huber, munchaus
 
 __all__ = [
     "SHANNON",
+    "Driver",
     "Family",
     "Marginal",
     "RunningMarginal",
     "Tally",
     "TokenStats",
+    "advantage_covariance",
     "bernoulli_entropy",
     "categorical_entropy",
     "categorical_entropy_from_probs",
@@ -45,6 +48,9 @@ __all__ = [
     "clamped_entropy",
     "curvature",
     "double_value",
+    "entropy_change",
+    "entropy_drift",
+    "entropy_drivers",
     "gaussian_entropy",
     "gaussian_kl",
     "greedy_value",

@@ -33,6 +33,7 @@ from entreg.control import Controller
 from entreg.functional import SHANNON, Family, k3
 from entreg.functional.sequences import entropy_to_go, others_mean, sequence_entropy_loss
 from entreg.functional.shares import Pull, share
+from entreg.integrations.trl_drivers import Drive, drive
 from entreg.integrations.trl_head import Head, Seen
 from entreg.regularizer import EntropyRegularizer, Term
 
@@ -61,7 +62,8 @@ def attach(
 
     `over` "trajectory" (GRPO): also the gradient through which prefixes are chosen, see `functional.sequence_entropy_loss`. `shares`: measure each optimizer
     step, on its first micro-batch, which share of the gradient the term has (`grad_share`), and for GRPO the KL to the reference (`grad_share/kl`); one more
-    product of the LM head a step. `lag` as of EntropyRegularizer.
+    product of the LM head a step. With Shannon's entropy and rewards also who drives entropy (`entropy/covariance`, `entropy/drift`; `attached.drive` names the
+    tokens and completions that pull it down most). `lag` as of EntropyRegularizer.
 
     Raises: `ValueError`, before anything is changed, for another version or class, a trainer patched by Unsloth, one whose loss does not come from the fused
     LM head, a second bonus (`entropy_coef`), several GPUs in one process, a target that no distribution over the vocabulary has, a controller that reads what
@@ -84,6 +86,7 @@ class Attached:
         self._count: Tensor | None = None  # tokens of the window, over all ranks
         self._seen = torch.zeros(2, dtype=torch.float64)  # sum of Shannon entropies and tokens of the window
         self._share: Share | None = None
+        self.drive: Drive | None = None  # who drove entropy in the last step, where shares are measured
         self._record: dict[str, float] = {}
         trainer.compute_loss, trainer.get_batch_samples = self._loss, self._batches
         trainer.add_callback(_Clock(self))
@@ -119,6 +122,7 @@ class Attached:
         if one.pull is not None:
             (task,) = torch.autograd.grad(loss, seen[0].log_prob, retain_graph=True)
             self._share = self._measure(one.pull, task[:, -mask.shape[1] :], slopes, _kl_slope(trainer, one.log_prob.detach(), mask, inputs))
+            self.drive = drive(one, mask, inputs) if self._rollouts and self.family == SHANNON else None
         keep = mask.bool()
         self._seen += torch.stack([one.entropy.detach()[keep].double().sum(), keep.sum().double()]).cpu()
         return loss + term
@@ -180,6 +184,8 @@ class Attached:
             self._record["entropy/target"] = self.regularizer.target
         if self._share is not None:
             self._record |= {"grad_share": self._share.entropy} | ({} if self._share.kl is None else {"grad_share/kl": self._share.kl})
+        if self._share is not None and self.drive is not None:
+            self._record |= {"entropy/covariance": self.drive.covariance, "entropy/drift": self.drive.drift}
         self._seen, self._share = torch.zeros(2, dtype=torch.float64), None
         for name, value in self._record.items():
             self.trainer._metrics["train"][f"entreg/{name}"].append(value)

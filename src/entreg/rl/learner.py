@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from entreg import stacked
-from entreg.rl import advantages, intrinsic, population
+from entreg.rl import advantages, attribution, intrinsic, population
 from entreg.rl.actor_critic import ActorCriticStudy
 from entreg.rl.config import OnPolicyConfig, check
 from entreg.rl.environments import ActionSpec
@@ -105,6 +105,8 @@ class Learner(ActorCriticStudy):
             before = self.step
             self.update += 1
             if self.recording:
+                acted = rollout.outputs, rollout.action, rollout.log_prob, self.advantage(rollout), rollout.mask
+                self.books.columns |= attribution.columns(self.ranks, self.head, *acted)
                 self.record(rollout.outputs, rollout.mask)
             for schedule in self.schedules.values():
                 schedule.step()

@@ -1,0 +1,175 @@
+"""Rules about the policy: has it lost its entropy, is it losing it, has it too much of it, does the bonus do anything."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from entreg.diagnosis.findings import HIGH, LOW, Finding, Severity, below_best, enough, flat, found, no_better, onset, reward_range
+from entreg.diagnosis.traces import Column, Trace, percent, shown, slope, with_gap, with_scale
+
+NO_EFFECT = 0.01  # share of the gradient below which a bonus does nothing that could be seen
+PULLS = 0.02  # share of the gradient from which a bonus can be what keeps a policy from committing
+HOLDS = 0.1  # share of the gradient above which a bonus holds the policy where it is (PPO on CartPole: .03 at coefficient .1, .2 at 1)
+SOON = 0.5  # how much longer than the log, as a share of it, an extrapolation may go where no plan is known
+
+
+def collapsed(trace: Trace) -> Finding | None:
+    """Entropy ended below 5 % while the reward is below the best known, or no better than at the start; without a reward: because nothing excuses it."""
+    scaled = with_scale(trace) if enough(trace, "entropy") or enough(trace, "share") else None
+    if scaled is None:
+        return None
+    trace, scale = scaled
+    step, share = scale.column
+    low = trace.mean("share", 0.95)
+    if low >= LOW:
+        return None
+    since = step[onset((share < LOW).tolist())]
+    evidence = f"entropy {percent(low)} {scale.words}, under {percent(LOW)} since step {shown(float(since))}"
+    if "reward" not in trace:
+        return found(trace, "collapsed", "warn", since, f"{evidence}; the log has no reward that could excuse it")
+    late = trace.mean("reward", 0.95)
+    best = reward_range(trace)[1]
+    if no_better(trace):
+        return found(trace, "collapsed", "fail", since, f"{evidence}, and the reward {shown(late)} is no better than at the start")
+    if below_best(trace):
+        return found(trace, "collapsed", "fail", since, f"{evidence}, while the reward {shown(late)} is below the best known, {shown(best)}")
+    return None
+
+
+def collapsing(trace: Trace) -> Finding | None:
+    """Entropy still above 5 % falls so fast that it will be below before the end, while the reward does not rise: a line through the logarithm of the share."""
+    scaled = with_scale(trace) if enough(trace, "entropy") or enough(trace, "share") else None
+    if scaled is None or trace.facts.finished:
+        return None
+    trace, scale = scaled
+    recent = trace.span("share", 0.6)
+    now = trace.mean("share", 0.9)
+    if not LOW <= now < 0.6 or len(recent.value) < 5:
+        return None
+    fall = slope(Column(recent.step, np.log(np.maximum(recent.value, 1e-12))))
+    if fall >= 0 or slope(Column(*trace.span("share", 0.8))) >= 0:
+        return None
+    meets = trace.last + (math.log(LOW) - math.log(now)) / fall
+    end = trace.facts.planned if trace.facts.planned else trace.last + SOON * (trace.last - trace.first)
+    if meets >= end or ("reward" in trace and not _stands_still(trace)):
+        return None
+    when = (
+        f"falls by {percent(-math.expm1(fall * (trace.last - trace.first) / 10))} each tenth of the log and meets {percent(LOW)} at about step {shown(meets)}"
+    )
+    reward = " while the reward does not rise" if "reward" in trace else ""
+    return found(trace, "collapsing", "warn", trace.last, f"entropy is at {percent(now)} {scale.words}, {when}{reward}")
+
+
+def _stands_still(trace: Trace) -> bool:
+    """Whether the reward of the last 40 % rises by less than a tenth of its range."""
+    low, best = reward_range(trace)
+    return no_better(trace) or trace.mean("reward", 0.8) - trace.mean("reward", 0.6, 0.8) < 0.1 * (best - low) / 2
+
+
+def exploded(trace: Trace) -> Finding | None:
+    """Entropy stays near its maximum, or where none is known doubles, while the reward stays where it began: the coefficient is too large."""
+    if trace.done < 0.3 or not enough(trace, "reward") or not (enough(trace, "entropy") or enough(trace, "share")):
+        return None
+    weak = "grad_share" in trace and trace.mean("grad_share", 0.3) < HOLDS
+    off = "coef" in trace and trace.mean("coef", 0.3) <= 0
+    scaled = with_scale(trace)
+    if weak or off or scaled is None or not (no_better(trace) or _far_from_greedy(trace)):
+        return None
+    trace, scale = scaled
+    late = trace.mean("share", 0.5)
+    strong = f", the bonus has {percent(trace.mean('grad_share', 0.3))} of the gradient" if "grad_share" in trace else ""
+    now = f"the reward {shown(trace.mean('reward', 0.9))}"
+    flat_reward = (
+        f"{now} is no better than at the start, {shown(trace.mean('reward', 0.0, 0.1))}"
+        if no_better(trace)
+        else f"{now} is far from what the most probable actions earn, {shown(float(trace.columns['greedy'].value[-1]))}"
+    )
+    severity: Severity = "fail" if strong or (trace.facts.maximum is None and not scale.known) else "warn"
+    if scale.known and late > HIGH:
+        return found(trace, "exploded", severity, trace.last, f"entropy is {percent(late)} {scale.words}{strong}, and {flat_reward}")
+    early = trace.mean("share", 0.0, 0.1)
+    if not scale.known and late > 2 * early and trace.mean("share", 0.9) > 2 * early:
+        rose = f"entropy rose from {shown(trace.mean('entropy', 0.0, 0.1))} to {shown(trace.mean('entropy', 0.9))} nats"
+        return found(trace, "exploded", severity, trace.last, f"{rose}{strong}, and {flat_reward}")
+    return None
+
+
+def _far_from_greedy(trace: Trace) -> bool:
+    """Whether drawn actions have made less than a quarter of the way from the first reward to what the most probable actions earn."""
+    if "greedy" not in trace.columns:
+        return False
+    early, now, greedy = trace.mean("reward", 0.0, 0.1), trace.mean("reward", 0.9), float(trace.columns["greedy"].value[-1])
+    return now - early < 0.25 * (greedy - early)
+
+
+def no_effect(trace: Trace) -> Finding | None:
+    """The bonus has less than 1 % of the gradient over the first half of the run, where schedules have not ended yet, though its coefficient is not 0."""
+    if not enough(trace, "grad_share") or ("coef" in trace and not np.any(trace.columns["coef"].value)):
+        return None
+    share = float(np.median(trace.span("grad_share", 0.0, 0.5).value))
+    held = with_gap(trace)
+    idle = "gap" in held and held.mean("gap", 0.0, 0.5) >= 0  # the rule has nothing to do: entropy is above its target
+    if share >= NO_EFFECT or idle or (share == 0 and "coef" not in trace):
+        return None
+    coef = f" at coefficient {shown(trace.mean('coef', 0.0, 0.5))}" if "coef" in trace else ""
+    severity: Severity = "warn" if share < NO_EFFECT / 10 else "info"
+    return found(trace, "no_effect", severity, trace.last, f"the bonus has {percent(share)} of the gradient{coef} (median of the first half)")
+
+
+def constant(trace: Trace) -> bool:
+    """Whether the coefficient did not move; where the log has none, whether the run's settings say so."""
+    if "coef" in trace:
+        value = trace.columns["coef"].value
+        return bool(value.max() > 0 and value.max() - value.min() <= 1e-3 * value.max())
+    return False
+
+
+def should_decay(trace: Trace) -> Finding | None:
+    """A constant coefficient keeps the policy from committing: entropy and reward stand still, and the bonus holds against the task."""
+    if trace.done < 0.6 or not enough(trace, "reward") or not constant(trace):
+        return None
+    held = uncommitted(trace)
+    return None if held is None else found(trace, "should_decay", "warn", trace.last, f"coefficient {shown(trace.mean('coef'))} is constant; {held}")
+
+
+def uncommitted(trace: Trace) -> str | None:
+    """Why a policy does not commit: entropy stands still in between, and the bonus holds it there, or the most probable actions earn more. In words."""
+    scaled = with_scale(trace)
+    if scaled is None:
+        return None
+    trace, scale = scaled
+    late = trace.mean("share", 0.67)
+    if late < 3 * LOW or not flat(trace, "share", 0.5, 1.0, 0.1) or ("grad_share" in trace and trace.mean("grad_share", 0.67) < PULLS):
+        return None
+    low, best = reward_range(trace)
+    now = trace.mean("reward", 0.9)
+    strong = f", the bonus has {percent(trace.mean('grad_share', 0.67))} of the gradient" if "grad_share" in trace else ""
+    stands = f"entropy stands still at {percent(late)} {scale.words}{strong}"
+    still = flat(trace, "reward", 0.67, 1.0, 0.1)
+    if "greedy" in trace.columns and (still or strong):
+        greedy = float(trace.columns["greedy"].value[-1])
+        if greedy - now > 0.1 * (max(best, greedy) - low):
+            return f"{stands}, and the most probable actions earn {shown(greedy)} where drawn ones earn {shown(now)}"
+    if still and strong and trace.mean("grad_share", 0.67) > HOLDS and below_best(trace):
+        return f"{stands}, and the reward stands still at {shown(now)}, below the best, {shown(best)}"
+    return None
+
+
+def marginal_collapse(trace: Trace) -> Finding | None:
+    """The mean prediction uses less than half of the classes that it should, at the end."""
+    if "classes" not in trace:
+        return None
+    step, share = trace.columns["classes"]
+    late = trace.mean("classes", 0.9)
+    if late >= 0.5:
+        return None
+    since = step[onset((share < 0.5).tolist())]
+    return found(
+        trace,
+        "marginal_collapse",
+        "fail",
+        since,
+        f"the mean prediction uses {percent(late)} of the prior's classes, under half since step {shown(float(since))}",
+    )

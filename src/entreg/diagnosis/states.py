@@ -1,0 +1,44 @@
+"""`trainer_state.json` of transformers' Trainer, and so of TRL: one JSON object with a `log_history`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from entreg.diagnosis.columns import BadLog
+from entreg.diagnosis.gather import Gather
+from entreg.diagnosis.tables import as_floats
+from entreg.diagnosis.traces import Facts
+
+LARGEST = 256 << 20  # bytes: it is read at once
+
+
+def read_state(path: Path, gather: Gather) -> Facts:
+    """Fill `gather` from the history, and return the plan that the file states.
+
+    Raises: `BadLog` for what is no such file.
+    """
+    if path.stat().st_size > LARGEST:
+        raise BadLog(f"{path}: {path.stat().st_size} bytes; legal for a trainer_state.json are {LARGEST}")
+    try:
+        page = json.loads(path.read_bytes().decode())
+    except json.JSONDecodeError as error:
+        raise BadLog(f"{path}, line {error.lineno}: no JSON ({error.msg}): cut off?") from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise BadLog(f"{path}, line 1: no JSON text ({type(error).__name__})") from None
+    history = page.get("log_history") if isinstance(page, dict) else None
+    if not isinstance(history, list) or not all(isinstance(one, dict) for one in history):
+        raise BadLog(f"{path}: log_history is missing or no list of objects; legal is the trainer_state.json of a transformers Trainer")
+    if not history:
+        raise BadLog(f"{path} holds no records")
+    columns = {}
+    for name in gather.wanted(dict.fromkeys(name for one in history for name in one)):
+        values = [one.get(name) for one in history]
+        columns[name] = as_floats(values, lambda at, name=name: f"{path}, entry {at} of log_history: {name}")  # type: ignore[misc]
+    entries = range(len(history))
+    gather.rows(columns, entries, {name: np.isnan(column) for name, column in columns.items()})
+    planned, done = page.get("max_steps"), page.get("global_step")
+    known = isinstance(planned, int) and not isinstance(planned, bool) and planned > 0
+    return Facts(planned=float(planned) if known else None, finished=isinstance(done, int) and known and done >= planned)
