@@ -3,8 +3,8 @@
     {"title", "x", "y", "caption", "kind", "log", "series": [{"name", "group", "x", "y", "low", "high", "text"}]}
 
 `kind` is lines (default), points (on one scale), scatter, bars or stack (bars on each other); with `log` x is logarithmic;
-`group` numbers the setting whose colour a series has and whose button hides it; `low` and `high` are a band around y, `text` a word at each point. Only title and
-series, with x and y, must be there. What is no plot is left out and counted.
+`group` numbers the setting whose colour a series has and whose button hides it; `low` and `high` are a band around y, `text` a word at each point.
+Only title and series, with x and y, must be there. What is no plot is left out and counted.
 """
 
 from __future__ import annotations

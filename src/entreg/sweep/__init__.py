@@ -77,8 +77,8 @@ def sweep(plan: Plan, options: Options, words: Sequence[str], shared: Sequence[s
     if options.worker:
         return _worker(plan, Store(plan, address, beat=options.heartbeat), folder)
     probe(plan)
-    if "://" in address:
-        open_storage(address)  # a database that cannot be reached leaves no folder
+    if "://" in address or Path(address).exists():
+        open_storage(address)  # what cannot be used leaves no folder
     disk.make_folders(folder)
     store = Store(plan, address, beat=options.heartbeat)
     said = f"{len(plan.trials)} trials in {len(plan.jobs)} jobs; optuna-dashboard {shlex.quote(address)} shows them"
@@ -124,7 +124,7 @@ def _alone(plan: Plan, store: Any, folder: Path) -> int:
     from entreg.sweep.work import Worker
 
     try:
-        return Worker(plan, store, folder, say=lambda text: text and warn(text), progress=not plan.settings.quiet and len(plan.jobs) <= 4).work()
+        return Worker(plan, store, folder, say=warn, progress=not plan.settings.quiet and len(plan.jobs) <= 4).work()
     except KeyboardInterrupt:
         return 130
 
@@ -135,7 +135,7 @@ def _worker(plan: Plan, store: Any, folder: Path) -> int:
 
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return Worker(plan, store, folder, say=lambda text: text and warn(text), parent=os.getppid()).work()
+        return Worker(plan, store, folder, say=warn, parent=os.getppid()).work()
     except KeyboardInterrupt:
         return 130
 

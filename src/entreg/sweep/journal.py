@@ -70,11 +70,15 @@ def repair(path: Path, file: FileIO) -> bytes:
     """Cut what stands behind the last whole record of `path` (a line without its end, or zeros that a power failure left); what is left.
 
     The caller holds the lock and has `file` open for appending.
+
+    Raises: `ValueError` where `path` is no journal, which stays as it is.
     """
     data = disk.read(path)
     end = data.rfind(b"\n") + 1
     while end and not _whole(data[data.rfind(b"\n", 0, end - 1) + 1 : end]):
         end = data.rfind(b"\n", 0, end - 1) + 1
+    if end == 0 and not _first(data):
+        raise ValueError(f"storage is {str(path)!r}, whose line 1 is no record: {data[:60]!r}; legal is a journal of Optuna, or a new file")
     if end < len(data):
         disk.truncate(file, end)
     return data[:end]
@@ -97,6 +101,12 @@ def _check(path: Path, data: bytes) -> None:
     for number, line in enumerate(data.split(b"\n")[:-1], start=1):
         if not _whole(line):
             raise ValueError(f"storage is {str(path)!r}, whose line {number} is no record: {line[:60]!r}; legal is a journal of Optuna")
+
+
+def _first(data: bytes) -> bool:
+    """Whether this may be what a crash left of a journal's first line."""
+    begins = b'{"op_code":'
+    return not data.strip(b"\0\n") or (b"\n" not in data and (data.startswith(begins) or begins.startswith(data)))
 
 
 def _whole(line: bytes) -> bool:

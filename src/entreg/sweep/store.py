@@ -115,7 +115,7 @@ class Store:
     def _given_up(self, indices: Sequence[int]) -> dict[int, FrozenTrial]:
         """The last failed trial of each index."""
         every = self.storage.get_all_trials(self.study, deepcopy=False, states=(TrialState.FAIL,))
-        return {index: trial for trial in every if (index := trial.user_attrs.get("index")) in indices}
+        return {trial.user_attrs["index"]: trial for trial in every if trial.user_attrs.get("index") in indices}
 
     def _template(self, index: int, before: FrozenTrial | None) -> FrozenTrial:
         """A waiting trial; one that was begun before keeps the setting that was sampled for it."""
@@ -146,7 +146,7 @@ class Store:
         for job in self.plan.jobs:
             lead = there[job[0]]
             if lead.state is TrialState.RUNNING and lead._trial_id not in self._owned and self._silent(lead):
-                self._give_up(lead)
+                self._give_up([there[index] for index in job])
                 there = self.complete()
                 lead = there[job[0]]
             if lead.state is TrialState.WAITING and self._take(lead):
@@ -172,18 +172,19 @@ class Store:
     def _silent(self, trial: FrozenTrial) -> bool:
         """Whether a running trial's counter has stood still for two of its beats, by the clock of this process."""
         beats, every = trial.user_attrs.get("beat", ("", self.beat_every))
-        now = self.clock()
+        now, patience = self.clock(), 2 * float(every) + LATE
         if self._seen.get(trial._trial_id, (None, 0.0))[0] != beats:
             self._seen[trial._trial_id] = (beats, now)
             return False
-        return now - self._seen[trial._trial_id][1] > 2 * every + LATE
+        return now - self._seen[trial._trial_id][1] > patience
 
-    def _give_up(self, trial: FrozenTrial) -> None:
-        """Fail a trial whose process is gone; the first of several observers does."""
+    def _give_up(self, job: Sequence[FrozenTrial]) -> None:
+        """Fail the first trial of a job whose process is gone, all of them after too many deaths; the first of several observers does."""
+        for trial in reversed(job) if int(job[0].user_attrs.get("attempts", 0)) + 1 >= ATTEMPTS else ():
+            with contextlib.suppress(UpdateFinishedTrialError):
+                self._end(trial._trial_id, {"error": f"its process died {ATTEMPTS} times"})
         with contextlib.suppress(UpdateFinishedTrialError):
-            if int(trial.user_attrs.get("attempts", 0)) + 1 >= ATTEMPTS:
-                self.storage.set_trial_user_attr(trial._trial_id, "error", f"its process died {ATTEMPTS} times")
-            self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            self.storage.set_trial_state_values(job[0]._trial_id, TrialState.FAIL)
 
     def beat(self, trial: int) -> None:
         """A sign of life.
@@ -216,9 +217,10 @@ class Store:
 
     def finish(self, claim: Claim, results: Mapping[int, Mapping[str, Any]]) -> None:
         """Write what came out, by index: `{"value", "curve", "pruned", "error", ...}`; the trial that stands for the job comes last."""
-        with self.together(), contextlib.suppress(UpdateFinishedTrialError):
+        with self.together():
             for index, result in sorted(results.items(), reverse=True):
-                self._end(claim.trials[index]._trial_id, result)
+                with contextlib.suppress(UpdateFinishedTrialError):
+                    self._end(claim.trials[index]._trial_id, result)
         self._owned.pop(claim.lead, None)
 
     def _end(self, trial: int, result: Mapping[str, Any]) -> None:

@@ -92,7 +92,8 @@ class Worker:
             return stopped
         self.store.finish(claim, results)
         bad = [result["error"] for result in results.values() if "error" in result]
-        self.say(f"trials {', '.join(map(str, sorted(results)))} failed: {bad[0]}" if bad else "")
+        if bad:
+            self.say(f"trials {', '.join(map(str, sorted(results)))} failed: {bad[0]}")
         return None
 
     @contextlib.contextmanager
@@ -193,7 +194,7 @@ def _parts(plan: Plan, settings: Mapping[int, Setting]) -> list[tuple[Any, int, 
 def measured(plan: Plan, summary: Summary, members: int) -> list[dict[str, Any]]:
     """What each member of a run came to: its score, its last entropy, its curve and the number of its choices."""
     lines = read_records(summary.folder).lines
-    found = []
+    found: list[dict[str, Any]] = []
     for member in range(members):
         mine = [line for line in lines if line.get("member", 0) == member]
         scores = _series(mine, plan.metric)
