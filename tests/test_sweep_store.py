@@ -9,15 +9,14 @@ import threading
 import time
 from pathlib import Path
 
+import optuna
 import pytest
-
-optuna = pytest.importorskip("optuna")
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from entreg.record import read_records
 from entreg.recipes import ppo
+from entreg.record import read_records
 from entreg.run import RunSettings
 from entreg.sweep.journal import Journal
 from entreg.sweep.options import Options

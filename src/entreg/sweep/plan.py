@@ -230,8 +230,9 @@ def _check(plan: Plan, options: Options) -> None:
         raise ValueError(f"there is nothing to sweep over; legal are --coef-range LOW HIGH, or --{plan.axis.replace('_', '-')} several times")
     if len(plan.rules) * len(plan.families) * max(1, plan.points) == 1 and plan.sampler == "grid":
         raise ValueError(f"the sweep has a single setting, {plan.rules[0]}; legal are two or more: --coef-range LOW HIGH, or --coef or --family several times")
-    if (count := len(plan.rules) * max(1, plan.points) * len(plan.families) * plan.seeds) > MOST or plan.trials_wanted * plan.seeds > MOST:
-        raise ValueError(f"the sweep has {max(count, plan.trials_wanted * plan.seeds)} runs; legal are {MOST} at most")
+    settings = len(plan.rules) * max(1, plan.points) * len(plan.families) if plan.sampler == "grid" else plan.trials_wanted
+    if settings * plan.seeds > MOST:
+        raise ValueError(f"the sweep has {settings * plan.seeds} runs; legal are {MOST} at most")
     if plan.families != ("shannon",) and not hasattr(plan.config, "family"):
         raise ValueError(f"{plan.recipe} has no family to sweep over")
     for rule in plan.rules:
