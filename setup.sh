@@ -5,6 +5,7 @@
 #   ./setup.sh test       the test suite         ./setup.sh lint    ruff and mypy
 #   ./setup.sh check      the fast tests         ./setup.sh soak    the long fault tests
 #   ./setup.sh test-verl     the plugin for verl, in an environment of its own
+#   ./setup.sh test-postgres sweeps over a PostgreSQL server of this machine's packages, on loopback
 #   ./setup.sh test-triton   the Triton kernels, in Triton's interpreter where there is no GPU; in an environment of its own
 # PYTHON chooses the interpreter, TORCH_INDEX_URL the index torch comes from (PyTorch's CPU index spares people without a GPU gigabytes).
 set -euo pipefail
@@ -12,10 +13,10 @@ cd "$(dirname "$0")"
 task="${1:-}"
 case "$task" in
     "" | run) extra=run ;;
-    test | check | soak) extra=test ;;
+    test | check | soak | test-postgres) extra=test ;;
     lint) extra=test,lint ;;
     test-triton | test-verl) extra="" ;;
-    *) echo "setup.sh: unknown task '$task': run, test, check, soak, lint, test-triton, test-verl or nothing" >&2; exit 2 ;;
+    *) echo "setup.sh: unknown task '$task': run, test, check, soak, lint, test-triton, test-verl, test-postgres or nothing" >&2; exit 2 ;;
 esac
 extra="${ENTREG_EXTRA:-$extra}"
 [ "$task" = run ] && extra="$extra,fused"
@@ -65,5 +66,6 @@ case "$task" in
     test) exec python -m pytest -n 2 ${PYTEST_ARGS:-} ;;
     check) exec python -m pytest -n 2 -m 'not slow and not browser' ${PYTEST_ARGS:-} ;;
     soak) exec python -m bench.soak ;;
+    test-postgres) exec tests/postgres.sh ;;
     lint) ruff check && ruff format --check && mypy ;;
 esac

@@ -1,4 +1,4 @@
-"""The command line: `entreg train | play | export | report | diagnose | recipes`. Verbs only; the work is done where it belongs.
+"""The command line: `entreg train | sweep | play | export | report | diagnose | recipes`. Verbs only; the work is done where it belongs.
 
 Answers go to stdout, messages to stderr. Exit status: 0; 1 a failed run or a finding of severity fail; 2 usage or a bad log; 130 and 143 after Ctrl-C and
 SIGTERM, 141 when nobody reads stdout.
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 EXTRA = ("gymnasium", "scipy", "tyro", "rich", "plotly", "safetensors", "imageio")  # what recipes, reports and this command line need
+SWEEP = ("optuna", "sqlalchemy", "psycopg")  # what sweeps need beside
 LANGUAGE = ("transformers", "trl", "peft", "datasets", "accelerate", "tokenizers")  # what the language-model recipes need beside
 INSTALL = "recipes and reports need: pip install 'entreg[run]'"
 RECIPES = Path(__file__).parent / "recipes"
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if words[0] == "train":  # every recipe has flags of its own
         return _guarded(_train, words[1:])
+    if words[0] == "sweep":
+        return _guarded(_sweep, words[1:])
     arguments = parser.parse_args(words)
     return _guarded(_VERBS[arguments.verb], arguments)
 
@@ -45,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="entreg", description="Entropy regularisation: train, look at and export policies.", allow_abbrev=False)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     verbs.add_parser("train", help="train a recipe: entreg train ppo --env CartPole-v1; entreg train ppo --help for its settings")
+    verbs.add_parser("sweep", help="coefficients times seeds: entreg sweep ppo --coef-range 1e-4 1 --seeds 8; entreg sweep --help for the rest")
     play = verbs.add_parser("play", help="evaluate a trained run and show it", allow_abbrev=False)
     play.add_argument("run", help="run folder, or latest")
     play.add_argument("--episodes", type=int, default=5, help="how many (default 5)")
@@ -104,6 +108,8 @@ def _line(error: Exception) -> str:
     """What a user is told of an error."""
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in EXTRA:
         return f"{error.name} is not installed; {INSTALL}"
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in SWEEP:
+        return f"{error.name} is not installed; sweeps need: pip install 'entreg[run,sweep]'"
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in LANGUAGE:
         return f"{error.name} is not installed; language-model recipes need: pip install 'entreg[run,llm]'"
     return f"not enough memory: {error}" if isinstance(error, MemoryError) else str(error)
@@ -179,6 +185,24 @@ def _close(summary: Any, recipe: str, settings: Any) -> None:
     from entreg.progress import closing
 
     print(closing(summary, recipe, as_json=settings.json, report=report.write(summary.folder)))
+
+
+def _sweep(words: Sequence[str]) -> int:
+    from entreg import sweep
+
+    if not words or words[0] in ("-h", "--help") or {"-h", "--help"} & set(words[1:]):
+        sweep.parser().print_help()
+        return 0
+    from entreg.flags import parse, task_of
+
+    options, rest = sweep.parse(words)
+    config, settings, flags = parse(rest, _recipe)
+    plan = sweep.make(flags.recipe, config, settings, task_of(config), options)
+    if flags.print_config:
+        print("\n".join(f"{trial.setting.name if trial.setting else 'sampled'}, seeds {trial.seeds}" for trial in plan.trials))
+        return 0
+    shared = sweep.without(rest[1:] if rest[:1] == [flags.recipe] else rest, plan)
+    return sweep.sweep(plan, options, [word for word in words if word != "--worker"], shared)
 
 
 def _folder(name: str) -> Path:

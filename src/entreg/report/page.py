@@ -9,7 +9,7 @@ from string import Template
 from typing import Any
 
 from entreg import statistics
-from entreg.report import heatmaps, members, plots, verdict
+from entreg.report import heatmaps, members, plots, summary, verdict
 from entreg.report.data import Data, text
 from entreg.report.figures import Figure, colours, figures, measured_once, metric_of, visible
 from entreg.report.markup import Markup, duration, embedded, join, number, table, tag
@@ -32,11 +32,12 @@ def render(data: Data, folder: Path, plotly: str) -> str:
     main, more = figures(data)
     maps, notes = heatmaps.read(folder)
     own, more_notes = plots.read(data, folder)
-    data = data._replace(notes=[*data.notes, *notes, *more_notes])
+    said, said_notes = summary.read(folder)
+    data = data._replace(notes=[*data.notes, *notes, *more_notes, *said_notes])
     title = _title(data, folder)
     sections = [
         _header(data, title, folder),
-        tag("section.first", _verdict(data), *_media(folder)),
+        tag("section.first", _verdict(data, said), *_media(folder)),
         _results(data),
         *_curves(data, main),
         *_pictures("Plots", own, start=len(main) + len(more) + len(maps)),
@@ -78,12 +79,15 @@ def _header(data: Data, title: str, folder: Path) -> Markup:
     return tag("header", tag("h1", title), tag("p.facts", line), *([tag("pre.command", text(command))] if command else []))
 
 
-def _verdict(data: Data) -> Markup:
+def _verdict(data: Data, said: summary.Summary) -> Markup:
     lines = verdict.lines(data)
+    if said.lines:  # they name the best setting, by what it was chosen by
+        lines = [*said.lines, *lines[verdict.score(data) is not None :]]
     if not data.series:
         lines.insert(0, verdict.Line("plain", "There are no measurements in this folder: nothing to plot yet."))
     items = [tag(f"li.{line.tone}", line.text.replace(" %", "\N{NO-BREAK SPACE}%")) for line in lines] + [tag("li.plain", note) for note in data.notes]
-    return tag("ul.verdict", *items)
+    command = [tag("p.note", "Train the winner:"), tag("pre.command", said.command)] if said.command else []
+    return tag("div", tag("ul.verdict", *items), *command)
 
 
 def _media(folder: Path) -> list[Markup]:

@@ -1,9 +1,10 @@
 """Plots that a recipe wrote beside its records: `plots.json`, a list of
 
-    {"title", "x", "y", "caption", "kind", "series": [{"name", "group", "x", "y", "low", "high", "text"}]}
+    {"title", "x", "y", "caption", "kind", "log", "series": [{"name", "group", "x", "y", "low", "high", "text"}]}
 
-`kind` is lines (default), points, bars or stack (bars on each other); `group` numbers the setting whose colour a series has and whose button hides it; `low`
-and `high` are a band around y, `text` a word at each point. Only title and series, with x and y, must be there. What is no plot is left out and counted.
+`kind` is lines (default), points (on one scale), scatter, bars or stack (bars on each other); with `log` x is logarithmic;
+`group` numbers the setting whose colour a series has and whose button hides it; `low` and `high` are a band around y, `text` a word at each point.
+Only title and series, with x and y, must be there. What is no plot is left out and counted.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from entreg.report.figures import PALETTE, Figure, Metric, Style, styles
 
 FILE = "plots.json"
 SHOWN, POINTS = 40, 20_000  # plots of a page, and points of one of them
-KINDS = ("lines", "points", "bars", "stack")
+KINDS = ("lines", "points", "scatter", "bars", "stack")
 
 
 def read(data: Data, folder: Path) -> tuple[list[Figure], list[str]]:
@@ -50,6 +51,8 @@ def _figure(given: Any, chosen: list[Style]) -> Figure | None:
         layout |= {"barmode": "stack" if kind == "stack" else "group"}
     if kind == "points":
         layout["yaxis"] |= {"scaleanchor": "x"}
+    if given.get("log") is True:
+        layout["xaxis"] |= {"type": "log"}
     title = text(given.get("title", "Plot"))
     return Figure(Metric(title, title, ""), text(given.get("caption", "")), {"data": [trace for of in series for trace in of], "layout": layout})
 
@@ -68,8 +71,9 @@ def _series(given: Any, kind: Any, index: int, chosen: list[Style]) -> list[dict
     if kind in ("bars", "stack"):
         return [trace | {"type": "bar", "marker": {"color": style.colour}}]
     words = columns["text"] if isinstance(columns["text"], list) and len(columns["text"]) == len(x) else []
-    mode = "markers" if kind == "points" else "lines+markers"
-    trace |= {"type": "scatter", "mode": mode, "marker": {"color": style.colour, "size": 4 if kind == "points" else 6}, "line": {"color": style.colour}}
+    mode = "lines+markers" if kind == "lines" else "markers"
+    size = {"points": 4, "scatter": 7}.get(str(kind), 6)
+    trace |= {"type": "scatter", "mode": mode, "marker": {"color": style.colour, "size": size}, "line": {"color": style.colour}}
     if words:
         trace |= {"mode": f"{mode}+text", "text": [html.escape(text(word)) for word in words], "textposition": "top center", "textfont": {"size": 10}}
     return [*_band(shared, columns, style), trace]
