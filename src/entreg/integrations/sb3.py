@@ -296,11 +296,11 @@ def _most(space: Any, squashed: bool, family: Family) -> tuple[float, int]:
 def _length(model: Any) -> int | None:
     """Controller steps from the beginning to the end of this `learn`: rollouts, for SAC gradient steps; None where the host counts episodes."""
     if not isinstance(model, SAC):
-        return math.ceil(model._total_timesteps / (model.n_steps * model.n_envs))
+        return math.ceil(int(model._total_timesteps) / int(model.n_steps * model.n_envs))
     if model.train_freq.unit != TrainFrequencyUnit.STEP:
         return None
     each = int(model.train_freq.frequency * model.n_envs)
-    rollouts = math.ceil(model._total_timesteps / each) - int(model.learning_starts) // each
+    rollouts = math.ceil(int(model._total_timesteps) / each) - int(model.learning_starts) // each
     return max(1, rollouts * (int(model.gradient_steps) if model.gradient_steps >= 0 else each))
 
 
