@@ -1,6 +1,10 @@
-"""Every settings file of `examples/` says what a recipe can run, and the command line reads it."""
+"""Every settings file of `examples/` says what a recipe can run, and the command line reads it; every script for a host trainer runs."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,3 +49,18 @@ def test_example_is_read_whole(file, capsys):
 def test_flags_stand_over_an_example():
     config, _, _ = flags.parse(["ppo", "--config", str(ROOT / "examples" / "ppo-cartpole.json"), "--steps", "512", "--coef", "0"], cli._recipe)
     assert (config.steps, config.coef, config.epochs) == (512, ("0",), 20)
+
+
+HOSTS = {"sb3_ppo": "sb3_contrib", "torchrl_ppo": "torchrl", "lightning_classifier": "lightning"}  # the script, and what it needs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", HOSTS)
+def test_a_hosts_example_holds_the_entropy(script, tmp_path):
+    """Each prints the entropy without and with the controller."""
+    pytest.importorskip(HOSTS[script])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "error", ROOT / "examples" / f"{script}.py"]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, check=True, text=True, capture_output=True)
+    without, controlled = (float(text) for text in re.findall(r"entropy (\d\.\d+)", ended.stdout))
+    assert controlled > without + 0.03, ended.stdout
