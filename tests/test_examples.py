@@ -1,5 +1,6 @@
 """Every settings file of `examples/` says what a recipe can run, and the command line reads it."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -45,3 +46,15 @@ def test_example_is_read_whole(file, capsys):
 def test_flags_stand_over_an_example():
     config, _, _ = flags.parse(["ppo", "--config", str(ROOT / "examples" / "ppo-cartpole.json"), "--steps", "512", "--coef", "0"], cli._recipe)
     assert (config.steps, config.coef, config.epochs) == (512, ("0",), 20)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_score_function_bonus_keeps_all_right_answers_alive_where_without_it_half_die(seed, capsys):
+    spec = importlib.util.spec_from_file_location("score_function", ROOT / "examples" / "score_function.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    (right, kept), (right_with, kept_with) = (example.train(controlled, seed) for controlled in (False, True))
+    assert right > 0.98 and kept <= 5
+    assert right_with > 0.95 and kept_with == 8
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(" the bonus")[0] for line in said] == ["without", "with"] and "8 of the 8 right answers are alive" in said[1]
