@@ -10,7 +10,7 @@ import torch
 
 from entreg.control import PI, GradientShare, Plateau, TargetEntropy, constant, linear
 from entreg.functional import SHANNON, categorical_entropy, renyi
-from entreg.integrations import trl
+from entreg.integrations import trl, trl_head
 from entreg.integrations.trl import attach
 from tests.lm import trainers
 from tests.lm.terms import plain_term, predictions, spied
@@ -92,6 +92,17 @@ def test_accumulated_micro_batches_are_the_full_batch(make, kind):
     assert results[0][1] == pytest.approx(results[1][1], rel=1e-6) and results[0][1] != 0.3
 
 
+def test_a_coefficient_that_starts_at_zero_is_not_latched_off(make):
+    """TRL decides once, at the start, whether entropy gets a gradient."""
+    plain, rising = make("grpo"), make("grpo")
+    attached = attach(rising, linear(0.0, 0.5, steps=1))
+    for one in (plain, rising):
+        trainers.train(one)
+    coefs = [line["entreg/coef"] for line in rising.state.log_history if "entreg/coef" in line]
+    assert coefs == [0.0, 0.5] == [0.0, attached.record()["coef"]]
+    assert (trainers.weights(plain) - trainers.weights(rising)).norm() > 1e-4
+
+
 def test_a_coefficient_of_zero_changes_nothing(make):
     plain, zero = make("grpo"), make("grpo")
     attach(zero, 0.0)
@@ -156,6 +167,18 @@ def test_a_checkpoint_without_a_controller_is_no_place_to_go_on_from(make, tmp_p
     attach(one, 0.1)
     with pytest.raises(ValueError, match="checkpoint of step 2 holds no controller"):
         trainers.train(one, resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+@pytest.mark.parametrize(("scale", "softcap", "biased"), [(1.0, None, False), (0.5, 3.0, True), (2.0, None, True)])
+def test_entropies_of_a_family_are_those_of_the_scaled_capped_and_cooled_logits(scale, softcap, biased):
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (torch.randn(shape, generator=generator).requires_grad_() for shape in ((7, 5), (11, 5), (11,)))
+    given, how = bias if biased else None, {"temperature": 0.7, "softcap": softcap, "scale": scale}
+    ours = trl_head.entropies(hidden, weight, given, renyi(2), how)
+    plain = categorical_entropy(trl_head.logits_of(hidden, weight, given, how), renyi(2))
+    torch.testing.assert_close(ours, plain)
+    inputs, upstream = [hidden, weight, *([bias] if biased else [])], torch.randn(7, generator=generator)
+    torch.testing.assert_close(*(torch.autograd.grad(one, inputs, upstream) for one in (ours, plain)))
 
 
 def test_evaluation_is_left_alone(make):

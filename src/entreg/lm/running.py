@@ -126,9 +126,8 @@ def quiet() -> Iterator[None]:
 class Books(TrainerCallback):  # type: ignore[misc]
     """Writes what a trainer logs as records, and takes checkpoints and stops from the run."""
 
-    def __init__(self, run: Run, record: Record, first: int = 0) -> None:
-        self._run, self._record, self._first = run, record, first
-        self._entropies: list[float] = []
+    def __init__(self, run: Run, record: Record) -> None:
+        self._run, self._record = run, record
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
         logs = logs or {}
@@ -139,12 +138,11 @@ class Books(TrainerCallback):  # type: ignore[misc]
             values["entropy/perplexity"] = math.exp(values["entropy"])
         self._run.check_finite(state.global_step, **{name: torch.tensor(values[name]) for name in ("loss", "grad_norm") if name in values})
         self._run.log(state.global_step, **values)
-        if "entropy" in values and state.global_step <= FIRST:
-            self._entropies.append(values["entropy"])
-            if state.global_step == FIRST == len(self._entropies):
-                mean = sum(self._entropies) / FIRST
-                say = f"mean entropy of the first {FIRST} steps: {mean:.4g} nats a token; to hold {START} of it: --coef 'TargetEntropy({START * mean:.3g})'"
-                self._run.event(state.global_step, "target", say)
+        seen = [float(line["entreg/entropy"]) for line in state.log_history if "entreg/entropy" in line]  # it survives a resumption
+        if state.global_step == FIRST == len(seen):
+            mean = sum(seen) / FIRST
+            say = f"mean entropy of the first {FIRST} steps: {mean:.4g} nats a token; to hold {START} of it: --coef 'TargetEntropy({START * mean:.3g})'"
+            self._run.event(FIRST, "target", say)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         reason, due = here().agree(self._run.stopping(), self._run.due())
