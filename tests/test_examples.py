@@ -1,5 +1,6 @@
 """Every settings file of `examples/` says what a recipe can run, and the command line reads it; every script for a host trainer runs."""
 
+import importlib.util
 import json
 import os
 import re
@@ -64,3 +65,15 @@ def test_a_hosts_example_holds_the_entropy(script, tmp_path):
     ended = subprocess.run(command, cwd=tmp_path, env=environment, check=True, text=True, capture_output=True)
     without, controlled = (float(text) for text in re.findall(r"entropy (\d\.\d+)", ended.stdout))
     assert controlled > without + 0.03, ended.stdout
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_score_function_bonus_keeps_all_right_answers_alive_where_without_it_half_die(seed, capsys):
+    spec = importlib.util.spec_from_file_location("score_function", ROOT / "examples" / "score_function.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    (right, kept), (right_with, kept_with) = (example.train(controlled, seed) for controlled in (False, True))
+    assert right > 0.98 and kept <= 5
+    assert right_with > 0.95 and kept_with == 8
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(" the bonus")[0] for line in said] == ["without", "with"] and "8 of the 8 right answers are alive" in said[1]

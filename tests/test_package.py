@@ -24,6 +24,7 @@ LEVELS = {
 }
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}
 BESIDE = {("functional", "kernels"), ("planning", "functional"), ("distributions", "functional")}  # within a level, towards another folder
+BESIDE |= {("lm", "rl")}  # for rl.ranks, which is not about reinforcement learning
 
 
 def names_of(path):

@@ -10,9 +10,10 @@ import torch
 
 from entreg.control import PI, GradientShare, Plateau, TargetEntropy, constant, linear
 from entreg.functional import SHANNON, categorical_entropy, renyi
-from entreg.integrations import trl
+from entreg.integrations import trl, trl_head
 from entreg.integrations.trl import attach
 from tests.lm import trainers
+from tests.lm.terms import plain_term, predictions, spied
 
 COEF = 0.3
 KINDS = ("grpo", "rloo", "dpo", "kto", "sft")
@@ -33,55 +34,6 @@ def make(beginning, tmp_path):
     return made
 
 
-def predictions(kind, inputs):
-    """Token ids `[B, T]` of a batch, and which next-token predictions `[B, T-1]` count, written anew from what TRL's documentation says of a batch."""
-    if kind in ("grpo", "rloo"):
-        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
-        counted = torch.cat([torch.zeros_like(inputs["prompt_ids"]), inputs["completion_mask"]], 1)
-        return ids, torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1), counted[:, 1:].bool()
-    counted = inputs["labels"] != -100 if kind == "sft" else inputs["completion_mask"].bool()
-    return inputs["input_ids"], inputs["attention_mask"], counted[:, 1:]
-
-
-def plain_term(kind, batches, family, over):
-    """-COEF times the mean entropy a token over all batches, from plain logits; for a trajectory with the gradient through the choice of prefixes."""
-    network = trainers.model(BEGINNING[0])
-    total, count = 0.0, 0
-    for inputs in batches:
-        ids, attention, counted = predictions(kind, inputs)
-        logits = network(input_ids=ids, attention_mask=attention).logits[:, :-1].double()
-        entropy = categorical_entropy(logits, family) * counted
-        count += int(counted.sum())
-        total = total - entropy.sum()
-        if over == "trajectory":
-            log_prob = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
-            rows, length = entropy.shape
-            for row in range(rows):
-                for place in range(length):
-                    if counted[row, place]:
-                        ahead = [entropy[other, place + 1 :].sum().item() for other in range(rows) if counted[other, place] and other != row]
-                        baseline = sum(ahead) / len(ahead) if ahead else 0.0
-                        total = total - (entropy[row, place + 1 :].sum().item() - baseline) * log_prob[row, place]
-    loss = COEF * total / count
-    loss.backward()
-    return torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in network.parameters()])
-
-
-BEGINNING = []
-
-
-def spied(one, batches):
-    """Keeps the batches that its loss sees."""
-    inner = one.compute_loss
-
-    def compute_loss(model, inputs, **how):
-        batches.append(dict(inputs))
-        return inner(model, inputs, **how)
-
-    one.compute_loss = compute_loss
-    return one
-
-
 @pytest.mark.parametrize(
     ("kind", "family", "over"),
     [(kind, SHANNON, "token") for kind in KINDS]
@@ -89,7 +41,6 @@ def spied(one, batches):
     ids=lambda value: value if isinstance(value, str) else f"{value.name}({value.order})",
 )
 def test_the_update_differs_by_the_gradient_of_the_mean_entropy_of_the_window(make, beginning, kind, family, over):
-    BEGINNING[:] = [beginning]
     how = {"max_steps": 1, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}  # two micro-batches of unequal length
     plain, batches = make(kind, **how), []
     trainers.train(spied(plain, batches))
@@ -99,7 +50,7 @@ def test_the_update_differs_by_the_gradient_of_the_mean_entropy_of_the_window(ma
     lengths = [int(predictions(kind, batch)[2].sum()) for batch in batches]
     assert len(lengths) == 2
     moved = (trainers.weights(plain) - trainers.weights(controlled)).double() / plain.args.learning_rate
-    expected = plain_term(kind, batches, family, over).double()
+    expected = plain_term(kind, trainers.model(beginning), batches, family, over, COEF).double()
     assert (moved - expected).norm() < 2e-4 * expected.norm()
     record = attached.record()
     network = trainers.model(beginning)
@@ -139,6 +90,17 @@ def test_accumulated_micro_batches_are_the_full_batch(make, kind):
         results.append((trainers.weights(one), attached.regularizer.coef))
     assert (results[0][0] - results[1][0]).abs().max() < 2e-6
     assert results[0][1] == pytest.approx(results[1][1], rel=1e-6) and results[0][1] != 0.3
+
+
+def test_a_coefficient_that_starts_at_zero_is_not_latched_off(make):
+    """TRL decides once, at the start, whether entropy gets a gradient."""
+    plain, rising = make("grpo"), make("grpo")
+    attached = attach(rising, linear(0.0, 0.5, steps=1))
+    for one in (plain, rising):
+        trainers.train(one)
+    coefs = [line["entreg/coef"] for line in rising.state.log_history if "entreg/coef" in line]
+    assert coefs == [0.0, 0.5] == [0.0, attached.record()["coef"]]
+    assert (trainers.weights(plain) - trainers.weights(rising)).norm() > 1e-4
 
 
 def test_a_coefficient_of_zero_changes_nothing(make):
@@ -226,6 +188,18 @@ def test_a_checkpoint_without_a_controller_is_no_place_to_go_on_from(make, tmp_p
     attach(one, 0.1)
     with pytest.raises(ValueError, match="checkpoint of step 2 holds no controller"):
         trainers.train(one, resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+@pytest.mark.parametrize(("scale", "softcap", "biased"), [(1.0, None, False), (0.5, 3.0, True), (2.0, None, True)])
+def test_entropies_of_a_family_are_those_of_the_scaled_capped_and_cooled_logits(scale, softcap, biased):
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (torch.randn(shape, generator=generator).requires_grad_() for shape in ((7, 5), (11, 5), (11,)))
+    given, how = bias if biased else None, {"temperature": 0.7, "softcap": softcap, "scale": scale}
+    ours = trl_head.entropies(hidden, weight, given, renyi(2), how)
+    plain = categorical_entropy(trl_head.logits_of(hidden, weight, given, how), renyi(2))
+    torch.testing.assert_close(ours, plain)
+    inputs, upstream = [hidden, weight, *([bias] if biased else [])], torch.randn(7, generator=generator)
+    torch.testing.assert_close(*(torch.autograd.grad(one, inputs, upstream) for one in (ours, plain)))
 
 
 def test_evaluation_is_left_alone(make):

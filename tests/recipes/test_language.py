@@ -4,6 +4,8 @@ import importlib
 import json
 import math
 import os
+import shutil
+import socket
 
 import pytest
 
@@ -87,6 +89,19 @@ def model(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def offline(monkeypatch):
+    """No way out of this machine."""
+
+    def refused(*_, **__):
+        raise AssertionError("something wants the network")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refused)
+    monkeypatch.setattr(socket, "getaddrinfo", refused)
+
+
+@pytest.mark.usefixtures("offline")
 def test_from_the_command_line_and_then_decoded(model, tmp_path, capsys):
     small = ["--steps", "2", "--batch-size", "8", "--group", "4", "--eval-samples", "4", "--quiet", "--out", str(tmp_path)]
     assert cli.main(["train", "grpo", "--model", str(model), *small, "--coef", "0.01", "--no-shares"]) == 0
@@ -108,9 +123,36 @@ def test_a_dry_run_keeps_nothing(model, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture(scope="module")
+def spoilt(model, tmp_path_factory):
+    """Folders of the same model with a tokenizer that cannot pad, and with one whose pad token the model does not have."""
+    from entreg.lm import models
+
+    folders = {}
+    for name, change in {"PADLESS": lambda one: setattr(one, "pad_token", None), "NEWPAD": lambda one: one.add_special_tokens({"pad_token": "<new>"})}.items():
+        folders[name] = tmp_path_factory.mktemp(name)
+        shutil.copytree(model, folders[name], dirs_exist_ok=True)
+        tokenizer = models.load_tokenizer(model)
+        change(tokenizer)
+        tokenizer.save_pretrained(folders[name])
+    return folders
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ("sft --model nowhere", "model: 'nowhere' is no folder on this machine"),
+        ("dpo --model nowhere", "model: 'nowhere' is no folder on this machine"),
+        ("rlhf --model nowhere", "model: 'nowhere' is no folder on this machine"),
+        ("sft --model PADLESS", "has no pad token"),
+        ("grpo --model PADLESS", "has no pad token"),
+        ("rlhf --model PADLESS", "has no pad token"),
+        ("dpo --model PADLESS", "has no pad token"),
+        ("decode --model PADLESS", "has no pad token"),
+        ("sft --model NEWPAD", "pads with '<new>', token 259, and the model has 258 tokens"),
+        ("sft --coef TargetEntropy(6.0)", "its target is 6; legal is 0 <= target < 5.55296"),
+        ("dpo --coef PI(6,1,1,(0,1))", "its target is 6; legal is 0 <= target < 5.55296"),
+        ("rlhf --coef Thermostat(6,0.1)", "its target is 6; legal is 0 <= target < 5.55296"),
         ("grpo --model nowhere", "model: 'nowhere' is no folder on this machine"),
         ("rlhf --reward-model nowhere", "model: 'nowhere' is no folder"),
         ("decode", "model: '' is no folder"),
@@ -127,8 +169,8 @@ def test_a_dry_run_keeps_nothing(model, tmp_path):
         ("rlhf --beta -1", "beta is -1.0"),
     ],
 )
-def test_wrong_words_are_one_line_and_leave_nothing(words, message, model, tmp_path, capsys):
-    given = [str(model) if word == "MODEL" else word for word in words.split()]
+def test_wrong_words_are_one_line_and_leave_nothing(words, message, model, spoilt, tmp_path, capsys):
+    given = [str({"MODEL": model, **spoilt}.get(word, word)) for word in words.split()]
     assert cli.main(["train", *given, "--quiet", "--out", str(tmp_path / "runs")]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
@@ -140,3 +182,17 @@ def test_a_loss_that_is_not_finite_ends_the_run(model, tmp_path):
         trained("sft", tmp_path, model=str(model), learning_rate=1e30, coef="0", accumulation=1)
     (folder,) = tmp_path.iterdir()
     assert read_records(folder).lines[-1]["event"] == "nonfinite"
+
+
+@pytest.mark.slow
+def test_entropy_collapses_without_control_and_is_held_with_it(tmp_path):
+    """bench/grpo.py is the study, with three seeds and 10 %."""
+    from bench import grpo
+
+    plain, place = grpo.trained(0, "0", 60, tmp_path)
+    target = 0.8 * plain["first"]
+    held, _ = grpo.trained(0, grpo.CONTROLLER.format(target=target), 60, tmp_path)
+    assert plain["last"] < 0.5 * target
+    assert abs(held["last"] / target - 1) < 0.25
+    assert held["distinct"] > plain["distinct"]
+    assert any(line.get("event") == "target" for line in read_records(place).lines)

@@ -1,7 +1,6 @@
 """TRL's fused LM head, watched: the log-probabilities and entropies of a forward pass, the entropy of any family, and how they pull on the logits.
 
-Shapes: B sequences of T next-token predictions, N of them in a row `[N, D]`, V classes. One place (`statistics`) computes per-token quantities from hidden
-states and the head's weight.
+Shapes: B sequences of T next-token predictions, N of them in a row `[N, D]`, V classes. Entropies of a family come from `functional.linear_token_stats`.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from trl.trainer import utils
 
-from entreg.functional import SHANNON, Family, categorical_entropy
+from entreg.functional import SHANNON, Family
 from entreg.functional.shares import Pull, pull
+from entreg.functional.tokens import linear_token_stats
 
 ESTIMATOR = "_ChunkedLogProbFunction"  # the name under which trl.trainer.utils calls its kernel
 ROWS = 2**25  # logits in memory at a time: 128 MB
@@ -119,12 +118,10 @@ def logits_of(hidden: Tensor, weight: Tensor, bias: Tensor | None, how: Mapping[
 
 
 def entropies(hidden: Tensor, weight: Tensor, bias: Tensor | None, family: Family, how: Mapping[str, Any]) -> Tensor:
-    """Entropy of a family of every row's next-token distribution, `[N, D] -> [N]`, differentiable; logits are made anew for the backward pass."""
-
-    def of(rows: Tensor) -> Tensor:
-        return categorical_entropy(logits_of(rows, weight, bias, how), family)
-
-    return torch.cat([torch.as_tensor(checkpoint(of, rows, use_reentrant=False)) for rows in _chunks(hidden, weight)])
+    """Entropy of a family of every row's next-token distribution, `[N, D] -> [N]`, differentiable; the logits never exist as a whole."""
+    scaled, shift = hidden.to(weight.dtype) * how["scale"], None if bias is None else bias * how["scale"]
+    stats = linear_token_stats(scaled, weight, bias=shift, fields=("entropy",), family=family, temperature=how["temperature"], softcap=how["softcap"])
+    return torch.as_tensor(stats.entropy)
 
 
 @torch.no_grad()

@@ -82,3 +82,9 @@ def controller(config: LanguageConfig, steps: int) -> Controller[Any]:
     closed = targets.resolve(parsed, steps=steps, max_entropy=most, lr=config.coef_lr, init_coef=config.coef_init, family=family.name)
     targets.within(closed, most)
     return closed
+
+
+def check_group(group: int, batch_size: int) -> None:
+    """ValueError unless groups of at least two answers fill a batch."""
+    if group < 2 or batch_size % group:
+        raise ValueError(f"group is {group} with batch_size {batch_size}; legal are divisors of batch_size from 2")

@@ -89,6 +89,9 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Any:
         raise ValueError(f"{where} has no pad token; legal is one that has: set tokenizer.pad_token (not to the end token) and save it again")
     if tokenizer.pad_token == tokenizer.eos_token:
         raise ValueError(f"{where} pads with its end token {tokenizer.eos_token!r}, so that no end would be learnt; legal is a pad token of its own")
+    if tokenizer.pad_token_id >= classes(path):
+        has = f"pads with {tokenizer.pad_token!r}, token {tokenizer.pad_token_id}, and the model has {classes(path)} tokens"
+        raise ValueError(f"{where} {has}; legal is a pad token that the model has: resize_token_embeddings, and save both again")
     return tokenizer
 
 

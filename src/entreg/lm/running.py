@@ -1,4 +1,5 @@
-"""A run of ours around a Hugging Face trainer: records in entreg's names, checkpoints that resume, evaluation before and after, signals, NaN stops.
+"""A run of ours around a Hugging Face trainer: a model to begin with, records in entreg's names, checkpoints that resume, evaluation before and after, signals,
+NaN stops; with torchrun on every rank, of which only rank 0 writes.
 
 The trainer's own checkpoints (`trainer/checkpoint-N`, with the controller in `trainer_state.json`) hold the weights, the optimizer and the random states; a
 checkpoint of the run says which one belongs to which byte of the records.
@@ -11,6 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,13 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
+from entreg import spelling
+from entreg.control import Controller
+from entreg.functional import Family
+from entreg.lm import sampling, start
+from entreg.lm.arithmetic import Task
+from entreg.lm.config import LanguageConfig, controller
+from entreg.rl.ranks import here, run_for
 from entreg.run import Run, Summary
 
 START = 0.8  # of the mean entropy of the first FIRST steps: the documented first target
@@ -30,26 +39,68 @@ NAMES |= {"clip_ratio/region_mean": "clip_fraction", "frac_reward_zero_std": "gr
 Record = Callable[[], Mapping[str, float]]
 
 
-def arguments(folder: Path, run: Run, steps: int, config: Any) -> dict[str, Any]:
-    """What every trainer of a recipe is told: the run's seed and steps, records each step, checkpoints when the run says so, nothing from outside."""
-    return {
-        "output_dir": str(folder / "trainer"),
-        "max_steps": steps,
-        "per_device_train_batch_size": config.batch_size,
-        "gradient_accumulation_steps": config.accumulation,
-        "learning_rate": config.learning_rate,
-        "lr_scheduler_type": "constant",
-        "weight_decay": 0.0,
-        "seed": run.settings.seed % 2**32,
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,
-        "save_strategy": "no",
-        "save_total_limit": 3,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-    }
+@dataclass(frozen=True)
+class Begun:
+    """A run that has started, and what its trainer is made from."""
+
+    run: Run
+    config: LanguageConfig
+    task: Task
+    steps: int
+    folder: Path
+    """Of the run, on all ranks."""
+    beginning: Path
+    """The model to begin with."""
+    controller: Controller[Any]
+    family: Family
+
+    @property
+    def seed(self) -> int:
+        return self.run.settings.seed
+
+    @property
+    def rows(self) -> int:
+        """Sequences that the run takes, over all ranks: one epoch, because TRL's order of a second one does not survive a resumption."""
+        return self.steps * self.config.batch_size * self.config.accumulation * here().part.of
+
+    def arguments(self) -> dict[str, Any]:
+        """What every trainer of a recipe is told: the run's seed and steps, records each step, checkpoints when the run says so, nothing from outside."""
+        return {
+            "output_dir": str(self.folder / "trainer"),
+            "max_steps": self.steps,
+            "per_device_train_batch_size": self.config.batch_size,
+            "gradient_accumulation_steps": self.config.accumulation,
+            "learning_rate": self.config.learning_rate,
+            "lr_scheduler_type": "constant",
+            "weight_decay": 0.0,
+            "seed": self.seed % 2**32,
+            "logging_steps": 1,
+            "logging_nan_inf_filter": False,
+            "save_strategy": "no",
+            "save_total_limit": 3,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "bf16": False,
+            "gradient_checkpointing": False,
+        }
+
+
+@contextmanager
+def begun(recipe: str, config: LanguageConfig, task: Task, run: Run | None) -> Iterator[Begun]:
+    """Starts the run of a recipe whose settings have been checked; while open, libraries are quiet and signals are the run's."""
+    run = run_for(run)
+    torch.set_num_threads(run.settings.threads)
+    steps = 2 if run.settings.dry_run else config.steps
+    rule = controller(config, steps)
+    members = [{"seed": run.settings.seed, "coef": config.coef, "family": config.family, "controller": spelling.spell(rule)}]
+    run.start(recipe, config.task, config, members=members, total=steps)
+    with run, quiet():
+        folder = Path(here().first(str(run.folder.absolute())))
+        beginning = folder / "start" if config.model is None else Path(config.model)
+        if here().part.rank == 0:
+            start.prepared(config.model, task, run.settings.seed, folder / "start", steps=config.warm_up)
+        here().first(None)  # it lies there now
+        yield Begun(run, config, task, steps, folder, beginning, rule, spelling.parse_family(config.family))
 
 
 @contextmanager
@@ -75,9 +126,8 @@ def quiet() -> Iterator[None]:
 class Books(TrainerCallback):  # type: ignore[misc]
     """Writes what a trainer logs as records, and takes checkpoints and stops from the run."""
 
-    def __init__(self, run: Run, record: Record, first: int = 0) -> None:
-        self._run, self._record, self._first = run, record, first
-        self._entropies: list[float] = []
+    def __init__(self, run: Run, record: Record) -> None:
+        self._run, self._record = run, record
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
         logs = logs or {}
@@ -88,17 +138,18 @@ class Books(TrainerCallback):  # type: ignore[misc]
             values["entropy/perplexity"] = math.exp(values["entropy"])
         self._run.check_finite(state.global_step, **{name: torch.tensor(values[name]) for name in ("loss", "grad_norm") if name in values})
         self._run.log(state.global_step, **values)
-        if "entropy" in values and state.global_step <= FIRST:
-            self._entropies.append(values["entropy"])
-            if state.global_step == FIRST == len(self._entropies):
-                mean = sum(self._entropies) / FIRST
-                say = f"mean entropy of the first {FIRST} steps: {mean:.4g} nats a token; to hold {START} of it: --coef 'TargetEntropy({START * mean:.3g})'"
-                self._run.event(state.global_step, "target", say)
+        seen = [float(line["entreg/entropy"]) for line in state.log_history if "entreg/entropy" in line]  # it survives a resumption
+        if state.global_step == FIRST == len(seen):
+            mean = sum(seen) / FIRST
+            say = f"mean entropy of the first {FIRST} steps: {mean:.4g} nats a token; to hold {START} of it: --coef 'TargetEntropy({START * mean:.3g})'"
+            self._run.event(FIRST, "target", say)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._run.stopping() is not None:
+        reason, due = here().agree(self._run.stopping(), self._run.due())
+        if reason is not None:
+            self._run.stop(reason)
             control.should_training_stop = True
-        if control.should_training_stop or self._run.due():
+        if control.should_training_stop or due:
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -106,28 +157,28 @@ class Books(TrainerCallback):  # type: ignore[misc]
         self._run.checkpoint(step, lambda: {"step": step, "trainer": name, "complete": False}, force=True)
 
 
-def conduct(run: Run, trainer: Any, record: Record, judge: Callable[[Any], Mapping[str, float]], folder: Path) -> Summary:
-    """Trains a trainer that is ready from where the run stands to its end: evaluation, training, evaluation, the model in `folder/model`.
+def conduct(begun: Begun, trainer: Any, record: Record) -> Summary:
+    """Trains a trainer that is ready from where the run stands to its end: evaluation, training, evaluation, the model in `model/` of the run's folder.
 
     Raises: `NonFinite` when the loss is not finite; the checkpoints are left alone.
     """
-    state, following = run.restore(), f"entreg train decode --model {folder / 'model'}"
-    main = trainer.accelerator.is_main_process
+    run, folder = begun.run, begun.folder
+    judge = sampling.judging(begun.task, trainer.processing_class, begun.config.eval_samples, begun.seed)
+    state, following = here().first(run.restore()), f"entreg train decode --model {folder / 'model'}"
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Books(run, record))
     if state is None:
         run.log(0, **_named(judge(trainer.model)))
     if state is None or not state["complete"]:
-        path = None if state is None else str(folder / "trainer" / state["trainer"])
-        trainer.train(resume_from_checkpoint=path)
-    elif main:
+        trainer.train(resume_from_checkpoint=None if state is None else str(folder / "trainer" / state["trainer"]))
+    else:
         return run.finish(state["step"], state["metrics"], following)
     step = int(trainer.state.global_step)
     if run.stopping() is not None:
         return run.finish(step, {})
     metrics = dict(judge(trainer.model))
     run.log(step, **_named(metrics))
-    if main:
+    if trainer.accelerator.is_main_process:
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder / "model")
         trainer.processing_class.save_pretrained(folder / "model")
     run.checkpoint(step, lambda: {"step": step, "trainer": "", "complete": True, "metrics": metrics}, force=True)

@@ -10,18 +10,14 @@ Page: docs/recipes/dpo.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
-from entreg import spelling
 from entreg.integrations.trl import attach
 from entreg.integrations.trl_dpo import set_entropy_weight
-from entreg.lm import arithmetic, models, running, sampling, start
-from entreg.lm.config import LanguageConfig, check, controller
-from entreg.rl.ranks import here
+from entreg.lm import arithmetic, models, running
+from entreg.lm.config import LanguageConfig, check
 from entreg.run import Run, Summary
 
 STATUS = "experimental"
@@ -47,22 +43,14 @@ def train(config: Config, run: Run | None = None) -> Summary:
     for name, value in (("beta", config.beta), ("entropy_weight", weight)):
         if not 0 < value < float("inf"):
             raise ValueError(f"{name} is {value}; legal are finite numbers above 0")
-    run = run if run is not None else Run()
-    settings = run.settings
-    torch.set_num_threads(settings.threads)
-    steps = 2 if settings.dry_run else config.steps
-    members = [{"seed": settings.seed, "coef": config.coef, "family": config.family, "controller": spelling.spell(controller(config, steps))}]
-    run.start("dpo", config.task, config, members=members, total=steps)
-    with run, running.quiet():
-        folder = Path(here().first(str(run.folder.absolute())))
-        network, tokenizer = models.load(start.prepared(config.model, task, run.settings.seed, folder / "start", steps=config.warm_up))
+    with running.begun("dpo", config, task, run) as begun:
+        network, tokenizer = models.load(begun.beginning)
         trainer = DPOTrainer(
             model=network,
-            args=DPOConfig(**running.arguments(folder, run, steps, config), beta=config.beta),
-            train_dataset=Dataset.from_list(arithmetic.pairs(task, config.batch_size * config.accumulation * steps, run.settings.seed)),
+            args=DPOConfig(**begun.arguments(), beta=config.beta),
+            train_dataset=Dataset.from_list(arithmetic.pairs(task, begun.rows, begun.seed)),
             processing_class=tokenizer,
         )
         set_entropy_weight(trainer, weight)
-        attached = attach(trainer, controller(config, steps), spelling.parse_family(config.family), shares=config.shares)
-        judge = sampling.judging(task, tokenizer, config.eval_samples, settings.seed)
-        return running.conduct(run, trainer, attached.record, judge, folder)
+        attached = attach(trainer, begun.controller, begun.family, shares=config.shares)
+        return running.conduct(begun, trainer, attached.record)

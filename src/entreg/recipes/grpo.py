@@ -9,18 +9,14 @@ Source: Shao et al. 2024 (arXiv:2402.03300), eq. 3 and 4; normalised over all to
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from entreg import spelling
 from entreg.integrations.trl import attach
-from entreg.lm import arithmetic, models, running, sampling, start
-from entreg.lm.config import LanguageConfig, check, controller
-from entreg.rl.ranks import here
+from entreg.lm import arithmetic, models, running
+from entreg.lm.config import LanguageConfig, check, check_group
 from entreg.run import Run, Summary
 
 STATUS = "experimental"
@@ -51,8 +47,7 @@ class Config(LanguageConfig):
 
 def check_grpo(config: Config) -> None:
     """ValueError for settings that make no sense, naming the flag."""
-    if config.group < 2 or config.batch_size % config.group:
-        raise ValueError(f"group is {config.group} with batch_size {config.batch_size}; legal are divisors of batch_size from 2")
+    check_group(config.group, config.batch_size)
     for name, most in (("beta", float("inf")), ("clip", 1.0), ("clip_high", float("inf"))):
         if not 0 <= getattr(config, name) <= most:
             raise ValueError(f"{name} is {getattr(config, name)}; legal are numbers from 0{' to 1' if most == 1 else ''}")
@@ -68,20 +63,13 @@ def train(config: Config, run: Run | None = None) -> Summary:
     """Train one policy; records, checkpoints and the model go to the run's folder."""
     task = check(config, ("reward", "kl") if config.beta else ("reward",))
     check_grpo(config)
-    run = run if run is not None else Run()
-    settings = run.settings
-    torch.set_num_threads(settings.threads)
-    steps = 2 if settings.dry_run else config.steps
-    members = [{"seed": settings.seed, "coef": config.coef, "family": config.family, "controller": spelling.spell(controller(config, steps))}]
-    run.start("grpo", config.task, config, members=members, total=steps)
-    with run, running.quiet():
-        folder = Path(here().first(str(run.folder.absolute())))
-        network, tokenizer = models.load(start.prepared(config.model, task, run.settings.seed, folder / "start", steps=config.warm_up))
+    with running.begun("grpo", config, task, run) as begun:
+        network, tokenizer = models.load(begun.beginning)
         trainer = GRPOTrainer(
             model=network,
             reward_funcs=arithmetic.reward(task),
             args=GRPOConfig(
-                **running.arguments(folder, run, steps, config),
+                **begun.arguments(),
                 num_generations=config.group,
                 num_iterations=config.iterations,
                 max_completion_length=arithmetic.WIDEST + 1,
@@ -92,9 +80,8 @@ def train(config: Config, run: Run | None = None) -> Summary:
                 temperature=config.temperature,
                 top_k=0,
             ),
-            train_dataset=Dataset.from_list(arithmetic.questions(task, steps * config.batch_size * config.accumulation * here().part.of)),
+            train_dataset=Dataset.from_list(arithmetic.questions(task, begun.rows)),
             processing_class=tokenizer,
         )
-        attached = attach(trainer, controller(config, steps), spelling.parse_family(config.family), over=config.over, shares=config.shares)
-        judge = sampling.judging(task, tokenizer, config.eval_samples, settings.seed)
-        return running.conduct(run, trainer, attached.record, judge, folder)
+        attached = attach(trainer, begun.controller, begun.family, over=config.over, shares=config.shares)
+        return running.conduct(begun, trainer, attached.record)

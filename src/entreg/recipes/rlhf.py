@@ -19,11 +19,9 @@ from datasets import Dataset
 from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer
 
-from entreg import spelling
 from entreg.integrations.trl import attach
-from entreg.lm import arithmetic, models, running, sampling, start
-from entreg.lm.arithmetic import Task
-from entreg.lm.config import LanguageConfig, check, controller
+from entreg.lm import arithmetic, models, running
+from entreg.lm.config import LanguageConfig, check, check_group
 from entreg.rl.ranks import here
 from entreg.run import Run, Summary
 
@@ -51,8 +49,7 @@ class Config(LanguageConfig):
 
 def check_rlhf(config: Config) -> None:
     """ValueError for settings that make no sense, naming the flag."""
-    if config.group < 2 or config.batch_size % config.group:
-        raise ValueError(f"group is {config.group} with batch_size {config.batch_size}; legal are divisors of batch_size from 2")
+    check_group(config.group, config.batch_size)
     if config.reward_steps < 1:
         raise ValueError(f"reward_steps is {config.reward_steps}; legal are integers from 1")
     if not 0 <= config.beta < float("inf"):
@@ -67,43 +64,49 @@ def train(config: Config, run: Run | None = None) -> Summary:
     """Train reward model and policy; records, checkpoints and both models go to the run's folder."""
     task = check(config, ("reward", "kl") if config.beta else ("reward",))
     check_rlhf(config)
-    run = run if run is not None else Run()
-    settings = run.settings
-    torch.set_num_threads(settings.threads)
-    steps = 2 if settings.dry_run else config.steps
-    members = [{"seed": settings.seed, "coef": config.coef, "family": config.family, "controller": spelling.spell(controller(config, steps))}]
-    run.start("rlhf", config.task, config, members=members, total=steps)
-    with run, running.quiet():
-        folder = Path(here().first(str(run.folder.absolute())))
-        beginning = start.prepared(config.model, task, run.settings.seed, folder / "start", steps=config.warm_up)
-        scores = Path(config.reward_model) if config.reward_model is not None else reward_model(config, run, task, beginning, folder)
-        network, tokenizer = models.load(beginning)
-        judged, _ = models.load(scores, scores=True)
-        trainer = policy_trainer(config, run, task, steps, folder, network, tokenizer, scored(judged.eval(), tokenizer))
-        attached = attach(trainer, controller(config, steps), spelling.parse_family(config.family), shares=config.shares)
-        judge = sampling.judging(task, tokenizer, config.eval_samples, settings.seed)
-        return running.conduct(run, trainer, attached.record, judge, folder)
+    with running.begun("rlhf", config, task, run) as begun:
+        scores = Path(config.reward_model) if config.reward_model is not None else reward_model(begun, config)
+        network, tokenizer = models.load(begun.beginning)
+        judge, _ = models.load(scores, scores=True)
+        cls, kind = (RLOOTrainer, RLOOConfig) if config.algorithm == "rloo" else (GRPOTrainer, GRPOConfig)
+        trainer = cls(
+            model=network,
+            reward_funcs=scored(judge.eval(), tokenizer),
+            args=kind(
+                **begun.arguments(),
+                num_generations=config.group,
+                max_completion_length=arithmetic.WIDEST + 1,
+                beta=config.beta,
+                epsilon=config.clip,
+                top_k=0,
+            ),
+            train_dataset=Dataset.from_list(arithmetic.questions(task, begun.rows)),
+            processing_class=tokenizer,
+        )
+        attached = attach(trainer, begun.controller, begun.family, shares=config.shares)
+        return running.conduct(begun, trainer, attached.record)
 
 
-def reward_model(config: Config, run: Run, task: Task, beginning: Path, folder: Path) -> Path:
-    """A reward model trained from preference pairs on the starting model's body, saved in `folder/reward`; its accuracy on new pairs is an event."""
-    target = folder / "reward"
-    if (target / "config.json").is_file():  # of this run before it was resumed
-        return target
-    network, tokenizer = models.load(beginning, scores=True, seed=run.settings.seed)
-    steps = 2 if run.settings.dry_run else config.reward_steps
-    how = {**running.arguments(folder, run, steps, config), "output_dir": str(folder / "reward-trainer"), "gradient_accumulation_steps": 1}
-    rows = arithmetic.pairs(task, config.batch_size * steps, run.settings.seed)
+def reward_model(begun: running.Begun, config: Config) -> Path:
+    """A reward model trained from preference pairs on the starting model's body, saved in `reward/` of the run; its accuracy on new pairs is an event."""
+    folder = begun.folder / "reward"
+    if (folder / "config.json").is_file():  # of this run before it was resumed
+        return folder
+    network, tokenizer = models.load(begun.beginning, scores=True, seed=begun.seed)
+    steps = 2 if begun.run.settings.dry_run else config.reward_steps
+    how = {**begun.arguments(), "output_dir": str(begun.folder / "reward-trainer"), "max_steps": steps, "gradient_accumulation_steps": 1}
+    rows = arithmetic.pairs(begun.task, config.batch_size * steps * here().part.of, begun.seed)
     trainer = RewardTrainer(model=network, args=RewardConfig(**how), train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    score = scored(network.eval(), tokenizer)
-    fresh = arithmetic.pairs(task, 256, run.settings.seed + 1)
-    prompts = [row["prompt"] for row in fresh]
+    fresh = arithmetic.pairs(begun.task, 256, begun.seed + 1)
+    score, prompts = scored(network.eval(), tokenizer), [row["prompt"] for row in fresh]
     better = [one > other for one, other in zip(*(score(prompts, [row[name] for row in fresh]) for name in ("chosen", "rejected")), strict=True)]
-    run.event(0, "reward_model", f"the reward model orders {sum(better) / len(better):.1%} of 256 new pairs as they were preferred")
-    models.save(network, tokenizer, target)
-    return target
+    begun.run.event(0, "reward_model", f"the reward model orders {sum(better) / len(better):.1%} of 256 new pairs as they were preferred")
+    if here().part.rank == 0:
+        models.save(network, tokenizer, folder)
+    here().first(None)  # it lies there now
+    return folder
 
 
 def scored(network: Any, tokenizer: Any) -> Callable[..., list[float]]:
@@ -116,22 +119,3 @@ def scored(network: Any, tokenizer: Any) -> Callable[..., list[float]]:
         return [float(value) for value in network(**batch).logits[:, 0]]
 
     return score
-
-
-def policy_trainer(config: Config, run: Run, task: Task, steps: int, folder: Path, network: Any, tokenizer: Any, score: Callable[..., list[float]]) -> Any:
-    """The trainer of the policy."""
-    cls, kind = (RLOOTrainer, RLOOConfig) if config.algorithm == "rloo" else (GRPOTrainer, GRPOConfig)
-    return cls(
-        model=network,
-        reward_funcs=score,
-        args=kind(
-            **running.arguments(folder, run, steps, config),
-            num_generations=config.group,
-            max_completion_length=arithmetic.WIDEST + 1,
-            beta=config.beta,
-            epsilon=config.clip,
-            top_k=0,
-        ),
-        train_dataset=Dataset.from_list(arithmetic.questions(task, steps * config.batch_size * config.accumulation * here().part.of)),
-        processing_class=tokenizer,
-    )

@@ -6,17 +6,13 @@ Source: Pereyra et al. 2017 (arXiv:1701.06548), eq. 3, there with a constant coe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from entreg import spelling
 from entreg.integrations.trl import attach
-from entreg.lm import arithmetic, models, running, sampling, start
-from entreg.lm.config import LanguageConfig, check, controller
-from entreg.rl.ranks import here
+from entreg.lm import arithmetic, models, running
+from entreg.lm.config import LanguageConfig, check
 from entreg.run import Run, Summary
 
 STATUS = "experimental"
@@ -42,22 +38,14 @@ class Config(LanguageConfig):
 def train(config: Config, run: Run | None = None) -> Summary:
     """Fine-tune one model; records, checkpoints and the model go to the run's folder."""
     task = check(config, ())
-    run = run if run is not None else Run()
-    settings = run.settings
-    torch.set_num_threads(settings.threads)
-    steps = 2 if settings.dry_run else config.steps
-    members = [{"seed": settings.seed, "coef": config.coef, "family": config.family, "controller": spelling.spell(controller(config, steps))}]
-    run.start("sft", config.task, config, members=members, total=steps)
-    with run, running.quiet():
-        folder = Path(here().first(str(run.folder.absolute())))
-        network, tokenizer = models.load(start.prepared(config.model, task, run.settings.seed, folder / "start", steps=config.warm_up))
-        rows = arithmetic.demonstrations(task, config.batch_size * config.accumulation * steps, run.settings.seed)
+    with running.begun("sft", config, task, run) as begun:
+        network, tokenizer = models.load(begun.beginning)
+        rows = arithmetic.demonstrations(task, begun.rows, begun.seed)
         trainer = SFTTrainer(
             model=network,
-            args=SFTConfig(**running.arguments(folder, run, steps, config), completion_only_loss=True),
+            args=SFTConfig(**begun.arguments(), completion_only_loss=True),
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
         )
-        attached = attach(trainer, controller(config, steps), spelling.parse_family(config.family), shares=config.shares)
-        judge = sampling.judging(task, tokenizer, config.eval_samples, settings.seed)
-        return running.conduct(run, trainer, attached.record, judge, folder)
+        attached = attach(trainer, begun.controller, begun.family, shares=config.shares)
+        return running.conduct(begun, trainer, attached.record)
