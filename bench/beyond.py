@@ -97,7 +97,7 @@ STUDIES = {
 
 def measured(name: str, arm: str, seeds: int, changes: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row a seed; `cpu` is the processor time of the whole arm, in seconds."""
-    recipe, study = importlib.import_module(f"entreg.recipes.{name.split('-')[0]}"), STUDIES[name]
+    recipe, study = importlib.import_module(f"entreg.recipes.{name.split('-', maxsplit=1)[0]}"), STUDIES[name]
     start = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         config = recipe.Config(**{**changes, **study.arms[arm], "seeds": seeds})
