@@ -86,8 +86,8 @@ def settings(members: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
     """
     found: dict[str, list[int]] = {}
     for index, member in enumerate(told_apart(members)):
-        words = ", ".join(f"{name} {value}" for name, value in member.items() if name not in ("seed", "family"))
-        found.setdefault(f"{words}, {member['family']}" if "family" in member else words, []).append(index)
+        words = [f"{name} {value}" for name, value in member.items() if name not in ("seed", "family")]
+        found.setdefault(", ".join([*words, *([str(member["family"])] if "family" in member else [])]), []).append(index)
     return found
 
 
