@@ -1,6 +1,6 @@
 """What entropy does beyond policies: bandit, clustering, generators and text, each with seeds, paired where settings are compared.
 
-    python -m bench.beyond bandit|clustering|gan|textgen [--arm NAME ...] [--seeds N] [--table]
+    python -m bench.beyond bandit|clustering|gan|gan-grid|gan-digits|textgen [--arm NAME ...] [--seeds N] [--table]
 
 Trains the arms that `bench/results/NAME.csv` does not have yet and appends one line a member; `--table` puts what was written on the page.
 """
@@ -21,7 +21,8 @@ from entreg.run import Run, RunSettings
 
 
 class Study(NamedTuple):
-    """Arms by name, each the changes to the recipe's defaults; the figures of the table, and whose difference from the first arm is taken."""
+    """Arms by name, each the changes to the recipe's defaults; the figures of the table, and whose difference from the first arm is taken.
+    The recipe, whose page has the table, is what stands before the study's dash."""
 
     arms: Mapping[str, Mapping[str, Any]]
     figures: Sequence[str]
@@ -30,6 +31,17 @@ class Study(NamedTuple):
 
 
 PLAIN = {"method": ("mutual_information",)}
+WGAN = {"loss": "wgan_gp", "critic_steps": 5}
+MODES = ("modes", "high_quality", "modes/perplexity")
+ANNEALED = {"coef": ("linear(0.3, 0)",)}
+GANS: Mapping[str, Mapping[str, Any]] = {
+    "Parzen, linear(0.3, 0)": ANNEALED,
+    "no bonus": {"coef": ("0",)},
+    "classifier, linear(0.3, 0)": {**ANNEALED, "bonus": ("classifier",)},
+    "nearest neighbours, linear(0.3, 0)": {**ANNEALED, "bonus": ("knn",)},
+    "WGAN-GP, Parzen": {**ANNEALED, **WGAN},
+    "WGAN-GP, no bonus": {"coef": ("0",), **WGAN},
+}
 STUDIES = {
     "bandit": Study(
         {
@@ -59,34 +71,33 @@ STUDIES = {
     ),
     "gan": Study(
         {
-            "Parzen, linear(0.3, 0)": {"coef": ("linear(0.3, 0)",)},
-            "no bonus": {"coef": ("0",)},
-            "Parzen, rate 0.0005": {"coef": ("linear(0.3, 0)",), "learning_rate": "0.0005"},
+            **GANS,
+            "Parzen, rate 0.0005": {**ANNEALED, "learning_rate": "0.0005"},
             "no bonus, rate 0.0005": {"coef": ("0",), "learning_rate": "0.0005"},
-            "classifier, linear(0.3, 0)": {"coef": ("linear(0.3, 0)",), "bonus": ("classifier",)},
-            "nearest neighbours, linear(0.3, 0)": {"coef": ("linear(0.3, 0)",), "bonus": ("knn",)},
-            "WGAN-GP, Parzen": {"coef": ("linear(0.3, 0)",), "loss": "wgan_gp"},
-            "WGAN-GP, no bonus": {"coef": ("0",), "loss": "wgan_gp"},
         },
-        ("modes", "high_quality", "modes/perplexity"),
+        MODES,
         "high_quality",
     ),
+    "gan-grid": Study({name: {"data": "grid", "modes": 25, **arm} for name, arm in GANS.items()}, MODES, "high_quality"),
+    "gan-digits": Study({name: {"data": "digits", **arm} for name, arm in GANS.items()}, MODES, "high_quality"),
     "textgen": Study(
         {
             "coef 0": {"coef": ("0",)},
             "coef 0.1": {"coef": ("0.1",)},
+            "renyi(2), coef 0.1": {"coef": ("0.1",), "family": ("renyi(2)",)},
+            "tsallis(2), coef 0.1": {"coef": ("0.1",), "family": ("tsallis(2)",)},
             "coef 0, unlikelihood 0.5": {"coef": ("0",), "unlikelihood": (0.5,)},
         },
         ("bits_per_character", "bits_per_character/temperature_1", "best_temperature", "entropy", "greedy/repetition"),
         "bits_per_character",
-        seeds=3,
+        seeds=5,
     ),
 }
 
 
 def measured(name: str, arm: str, seeds: int, changes: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row a seed; `cpu` is the processor time of the whole arm, in seconds."""
-    recipe, study = importlib.import_module(f"entreg.recipes.{name}"), STUDIES[name]
+    recipe, study = importlib.import_module(f"entreg.recipes.{name.split('-', maxsplit=1)[0]}"), STUDIES[name]
     start = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         config = recipe.Config(**{**changes, **study.arms[arm], "seeds": seeds})
@@ -132,7 +143,7 @@ def main() -> None:
             common.append(file, rows, common.machine("torch", "numpy", "scikit-learn", "POT"))
     text = table(name, common.read(file))
     if arguments.table:
-        common.onto_page(common.PAGES / f"{name}.md", name, text)
+        common.onto_page(common.PAGES / f"{name.split('-')[0]}.md", name, text)
     print(text)
 
 

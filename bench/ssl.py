@@ -65,7 +65,7 @@ STUDIES = {
         ("accuracy", "worst_recall", "calibration_error", "marginal/perplexity", "pseudo/accuracy"),
     ),
     "mean_teacher": Study("mean_teacher", "mean_teacher", EACH, SEMI),
-    "noisy_student": Study("noisy_student", "noisy_student", EACH, SEMI),
+    "noisy_student": Study("noisy_student", "noisy_student", {**EACH, **{f"hard, {name}": {**arm, "hard": True} for name, arm in EACH.items()}}, SEMI),
     "classifier": Study(
         "classifier",
         "classifier",

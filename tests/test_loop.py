@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from entreg import loop
+from entreg import collapse, loop
 from entreg.control import TargetEntropy
 from entreg.guard import Guarded, Rule
 from entreg.record import read_records
@@ -44,8 +44,8 @@ class Falling(loop.Fit):
         return {"value": self.value if self.steps < 1000 or step < 3 else math.nan}
 
     def rows(self, step, *, evaluate):
-        over = loop.rescued(self.regularizers)
-        each = [{"accuracy": self.accuracy(m), "entropy": self.entropies[m], "value": self.value, "rescued": float(over[m])} for m in range(2)]
+        over = collapse.rescued(self.regularizers)
+        each = [{"accuracy": self.accuracy(m), "entropy": self.entropies[m], "value": self.value, "rescued": over[m]} for m in range(2)]
         return [{**row, "evaluated": 1.0} for row in each] if evaluate else each
 
     def state_dict(self):

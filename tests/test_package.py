@@ -17,7 +17,7 @@ LEVELS = {
     0: {"reference"},
     1: {"functional", "kernels", "stacked", "distributions", "planning", "calibration", "statistics"}
     | {"schedules", "control", "targets", "record", "disk", "finding"},
-    2: {"regularizer", "bridge", "spelling", "run", "checkpoint", "state", "finite", "folder", "sinks", "progress", "diagnosis", "linting", "guard"}
+    2: {"regularizer", "bridge", "spelling", "run", "checkpoint", "state", "finite", "folder", "sinks", "progress", "diagnosis", "linting", "guard", "collapse"}
     | {"rates", "loop", "points", "rl", "vision", "lm", "integrations"},
     3: {"recipes", "sweep", "report", "policy"},
     4: {"cli", "flags", "__main__"},

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from entreg.control import Controller, Observed, TargetEntropy, as_controller, pack, unpack
+from entreg.control import Controller, Observed, TargetEntropy, as_controller, current_target, pack, unpack
 from entreg.folder import warn
 from entreg.schedules import check_closed, count, fix, positive
 
@@ -194,7 +194,8 @@ class Handed(NamedTuple):
 class Guarded:
     """A controller until its rule is raised, a target controller from then on, which starts at the coefficient there was, at least its own first one.
 
-    `rule` reads the entropy that the regularizer sees (nats: Shannon, Rényi and min-entropy) and, for "policy", the signal `reward`.
+    `rule` reads the entropy that the regularizer sees (nats: Shannon, Rényi and min-entropy) and, for "policy", the signal `reward`: its looks
+    begin with the first one.
 
     >>> rule = Rule("marginal", maximum=math.log(10), patience=1)
     >>> guarded = Guarded(0.0, rule, TargetEntropy(2.2, lr=0.1, init_coef=0.5))
@@ -223,7 +224,8 @@ class Guarded:
     def update(self, state: Handed, seen: Observed) -> Handed:
         if state.over:
             return state._replace(rescue=self.rescue.update(state.rescue, seen))
-        watch = self.rule.update(state.watch, seen.entropy, seen.reward)
+        unseen = self.rule.kind == "policy" and seen.reward is None and state.watch.step == 0  # no episode has ended yet
+        watch = state.watch if unseen else self.rule.update(state.watch, seen.entropy, seen.reward)
         inner = self.controller.update(state.inner, seen)
         if not self.rule.raised(watch):
             return state._replace(inner=inner, watch=watch)
@@ -234,3 +236,16 @@ class Guarded:
 
     def coef(self, state: Handed) -> float:
         return self.rescue.coef(state.rescue) if state.over else self.controller.coef(state.inner)
+
+    def target(self, state: Handed) -> float | None:
+        """The entropy that the controller in charge wants now, nats; None where it has no single target."""
+        return current_target(self.rescue, state.rescue) if state.over else current_target(self.controller, state.inner)
+
+
+def unguarded(controller: Controller[Any]) -> Controller[Any]:
+    """The controller that a guard holds; any other one itself.
+
+    >>> unguarded(Guarded(0.5, Rule("policy", maximum=1.0), TargetEntropy(0.2, lr=0.1, init_coef=0.1)))
+    constant(value=0.5)
+    """
+    return controller.controller if isinstance(controller, Guarded) else controller

@@ -17,18 +17,15 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 
-from entreg import disk, spelling, targets
-from entreg.control import TargetEntropy
-from entreg.folder import warn
-from entreg.guard import Guard, Guarded, Rule
+from entreg import collapse, disk, spelling, targets
+from entreg.collapse import Action, Watcher
+from entreg.guard import Rule
 from entreg.regularizer import EntropyRegularizer
 from entreg.run import Run, Summary
 
 Row: TypeAlias = Mapping[str, float]
-Action: TypeAlias = Literal["off", "warn", "stop", "rescue"]
 LINES = 100  # training records a member and run
 REWARDS = ("accuracy", "return")  # what a policy is judged by, the first that a record has
-RESCUE_RATE, RESCUE_START = 0.02, 0.1  # learning rate and least first coefficient of a target controller that takes over
 
 
 class Fit(ABC):
@@ -89,8 +86,8 @@ def settings(members: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
     """
     found: dict[str, list[int]] = {}
     for index, member in enumerate(told_apart(members)):
-        words = ", ".join(f"{name} {value}" for name, value in member.items() if name not in ("seed", "family"))
-        found.setdefault(f"{words}, {member['family']}" if "family" in member else words, []).append(index)
+        words = [f"{name} {value}" for name, value in member.items() if name not in ("seed", "family")]
+        found.setdefault(", ".join([*words, *([str(member["family"])] if "family" in member else [])]), []).append(index)
     return found
 
 
@@ -113,24 +110,12 @@ def regularizer(
     Tsallis entropy cannot be guarded.
     """
     parsed = spelling.parse_family(family)
-    controller = targets.resolve(spelling.parse_controller(text), steps=steps, max_entropy=maximum, lr=RESCUE_RATE, init_coef=RESCUE_START, family=parsed.name)
+    controller = targets.resolve(
+        spelling.parse_controller(text), steps=steps, max_entropy=maximum, lr=collapse.RATE, init_coef=collapse.START, family=parsed.name
+    )
     if rescue is not None:
-        if parsed.name == "tsallis" and parsed.order != 1:
-            raise ValueError(f"guard is rescue with family {family}, whose values are no nats; legal are shannon, renyi(order) and min_entropy")
-        wanted = {"marginal": 0.95, "conditional": 0.5, "policy": 0.25}[rescue.kind] * rescue.maximum
-        controller = Guarded(controller, rescue, TargetEntropy(wanted, lr=RESCUE_RATE, init_coef=RESCUE_START))
+        controller = collapse.rescuing(controller, rescue, parsed)
     return EntropyRegularizer(controller, sense=sense)
-
-
-def rescued(each: Sequence[EntropyRegularizer]) -> list[bool]:
-    """Which regularizers a target controller has taken over."""
-    states = [one.state_dict()["controller"] for one in each]
-    return [bool(state.get("over", False)) for state in states]
-
-
-def patience(steps: int) -> dict[str, int]:
-    """How long a rescue waits: not in the first tenth of a run, then for a fiftieth of it."""
-    return {"patience": max(1, steps // 50), "grace": steps // 10}
 
 
 def generators(seeds: Sequence[int], purpose: int) -> list[np.random.Generator]:
@@ -190,22 +175,21 @@ class _Loop:
 
     def __init__(self, run: Run, fit: Fit, guard: Action) -> None:
         self.run, self.fit = run, fit
-        self.guard = Guard(() if guard == "off" else fit.rules, action="note", members=len(fit.members))
-        self.stops = guard == "stop"
-        self.step, self.final, self.handed = 0, list[dict[str, float]](), [0.0] * len(fit.members)
+        self.watcher = Watcher(run, fit.rules, guard, len(fit.members))
+        self.step, self.final = 0, list[dict[str, float]]()
         self.clock = time.perf_counter(), 0
         state = run.restore()
         if state is not None:
             if state["source"] != fit.source:
                 raise ValueError("resume: the data are not those that this run began with; legal are those")
-            self.step, self.final, self.handed = int(state["step"]), state["final"], state["handed"]
+            self.step, self.final = int(state["step"]), state["final"]
             self.clock = time.perf_counter(), self.step
-            self.guard.load_state_dict(state["guard"])
+            self.watcher.load_state_dict(state["watcher"])
             fit.load_state_dict(state["fit"])
 
     def state(self) -> dict[str, Any]:
-        kept = {"step": self.step, "final": self.final, "handed": self.handed, "source": self.fit.source}
-        return {**kept, "guard": self.guard.state_dict(), "fit": self.fit.state_dict()}
+        kept = {"step": self.step, "final": self.final, "source": self.fit.source}
+        return {**kept, "watcher": self.watcher.state_dict(), "fit": self.fit.state_dict()}
 
     def go(self) -> Summary:
         run, fit = self.run, self.fit
@@ -235,22 +219,8 @@ class _Loop:
         for member, row in enumerate(rows):
             self.run.log(self.step, member=member, **row, steps_per_second=speed)
         for member, row in enumerate(rows):
-            self._look(member, row)
-
-    def _look(self, member: int, row: Row) -> None:
-        """Show the guard a record; say what it finds, and what a rescue did."""
-        if (over := row.get("rescued", 0.0)) != self.handed[member]:
-            self.handed[member] = over
-            self.run.event(self.step, "rescue", f"a target controller has taken over the coefficient of member {member}")
-        reward = next((row[name] for name in REWARDS if name in row), None)
-        for alarm in self.guard.look(
-            self.step, marginal=row.get("marginal"), conditional=row.get("conditional"), entropy=row.get("entropy"), reward=reward, member=member
-        ):
-            self.run.event(self.step, "collapse", str(alarm))
-            if not self.run.settings.quiet:
-                warn(str(alarm))
-            if self.stops:
-                self.run.stop("collapse")
+            reward = next((row[name] for name in REWARDS if name in row), None)
+            self.watcher.look(self.step, member, row, entropy=row.get("entropy"), reward=reward)
 
     def _summary(self) -> dict[str, float]:
         """Means over the seeds of each setting of the figure that a recipe puts first."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from entreg.control import Controller, Observed, as_controller, current_target, pack, unpack
+from entreg.guard import Guarded
 from entreg.schedules import positive
 
 SENSES = {"maximize": 1, "minimize": -1}
@@ -152,7 +153,7 @@ class EntropyRegularizer:
     @property
     def target(self) -> float | None:
         """The entropy that the controller wants now, nats; None where it has no single target."""
-        return current_target(self.controller, self._state)
+        return self.controller.target(self._state) if isinstance(self.controller, Guarded) else current_target(self.controller, self._state)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `step()` depends on, as plain JSON numbers: the controller's state, the open window, the late one."""

@@ -111,6 +111,7 @@ class AlphaZero(ActorCriticStudy):
     """The population, its games and the window of positions it learns from."""
 
     config: Config
+    UNGUARDED = "in a game against itself the return does not say how good a policy is"
 
     def __init__(self, config: Config, run: Run | None) -> None:
         check(config)
@@ -129,6 +130,9 @@ class AlphaZero(ActorCriticStudy):
     def _make(self, seeds: Sequence[int]) -> games.Described:
         self.game = games.make(self.config.env, self.config.env_kwargs, reward_scale=self.config.reward_scale)
         return games.Described(ActionSpec("discrete", (self.game.actions,)), self.game.notes)
+
+    def _guarded(self) -> float | None:
+        return super()._guarded() if self.game.players == 1 else None
 
     @torch.no_grad()
     def ask(self, observation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

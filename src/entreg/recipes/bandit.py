@@ -15,7 +15,8 @@ import torch
 import tyro
 from torch import Tensor
 
-from entreg import functional, loop, regularizer, spelling
+from entreg import collapse, functional, loop, regularizer, spelling
+from entreg.collapse import Action
 from entreg.guard import Rule
 from entreg.rates import Schedule
 from entreg.run import Run, Summary
@@ -52,7 +53,7 @@ class Config:
     """sgd follows the gradient itself; adam divides by its size."""
     learning_rate: str = "1"
     """A number or a schedule over the run."""
-    guard: loop.Action = "warn"
+    guard: Action = "warn"
     """On collapse (entropy under 5 % of its maximum while the accuracy is below its best): off, warn, stop, or rescue by a target controller."""
 
 
@@ -80,7 +81,7 @@ class Bandit(loop.Fit):
         self.members = loop.combinations(seeds, family=config.family, coef=config.coef, bonus=config.bonus)
         maximum = float(np.log(config.arms))
         self.rules = (Rule("policy", maximum),)
-        rescue = Rule("policy", maximum, **loop.patience(steps)) if config.guard == "rescue" else None
+        rescue = Rule("policy", maximum, **collapse.patience(steps)) if config.guard == "rescue" else None
         families = [spelling.parse_family(str(member["family"])) for member in self.members]
         uniform = torch.zeros(config.arms)
         self.regularizers = [
@@ -155,7 +156,7 @@ class Bandit(loop.Fit):
         columns |= {"entropy": entropy.numpy(), "entropy/perplexity": entropy.exp().numpy(), "entropy/max": entropy.numpy() / np.log(self.config.arms)}
         columns["coef"] = np.array([one.coef for one in self.regularizers])
         if self.config.guard == "rescue":
-            columns["rescued"] = np.array(loop.rescued(self.regularizers), float)
+            columns["rescued"] = np.array(collapse.rescued(self.regularizers))
         return [{name: float(values[index]) for name, values in columns.items()} for index in range(len(self.members))]
 
     def write(self, run: Run) -> None:

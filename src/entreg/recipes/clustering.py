@@ -17,7 +17,8 @@ import torch
 import tyro
 from torch import Tensor
 
-from entreg import disk, functional, loop, points, spelling
+from entreg import collapse, disk, functional, loop, points, spelling
+from entreg.collapse import Action
 from entreg.functional import RunningMarginal
 from entreg.guard import Rule
 from entreg.rates import Schedule
@@ -70,7 +71,7 @@ class Config:
     """A number or a schedule over the run."""
     seeds: int = 5
     """Members a setting, with seeds --seed, --seed + 1, ..."""
-    guard: loop.Action = "warn"
+    guard: Action = "warn"
     """On collapse (fewer than half of the clusters, or predictions that stay undecided): off, warn, stop, or rescue by a target controller."""
 
 
@@ -226,7 +227,7 @@ class Terms:
         self.strength = 0.5 / functional.curvature(self.family, fit.clusters) if matched else 1.0
         largest = float(functional.categorical_entropy(torch.zeros(fit.clusters), self.family))
         self.best = float(functional.categorical_entropy(self.prior.log(), self.family))
-        waits = loop.patience(fit.steps)
+        waits = collapse.patience(fit.steps)
         rescue = config.guard == "rescue"
         rules = (Rule("marginal", self.best, **waits), Rule("conditional", largest, **waits)) if rescue else (None, None)
         text = str(member.get("coef", "0")), "0" if self.sinkhorn else config.conditional
@@ -256,7 +257,7 @@ class Terms:
     def facts(self) -> dict[str, float]:
         """What a record says of the coefficients."""
         both = [self.marginal, self.conditional]
-        rescue = {"rescued": float(any(loop.rescued(both)))} if self.config.guard == "rescue" else {}
+        rescue = {"rescued": max(collapse.rescued(both))} if self.config.guard == "rescue" else {}
         return {} if self.sinkhorn else {"coef": self.marginal.coef, "coef/conditional": self.conditional.coef, **rescue}
 
     def state_dict(self) -> dict[str, Any]:

@@ -17,7 +17,8 @@ import torch
 import tyro
 from torch import Tensor
 
-from entreg import disk, functional, loop, points, regularizer, spelling
+from entreg import collapse, disk, functional, loop, points, regularizer, spelling
+from entreg.collapse import Action
 from entreg.guard import Rule
 from entreg.rates import Schedule
 from entreg.run import Run, Summary
@@ -69,7 +70,7 @@ class Config:
     """Of both: a number or a schedule over the run."""
     seeds: int = 5
     """Members a setting, with seeds --seed, --seed + 1, ..."""
-    guard: loop.Action = "warn"
+    guard: Action = "warn"
     """On collapse (samples at fewer than half of the modes): off, warn, stop, or with bonus classifier rescue by a target controller."""
 
 
@@ -178,7 +179,7 @@ class Gan(loop.Fit):
         self.rate = Schedule("learning_rate", config.learning_rate, steps)
         self.streams = loop.generators(own, 0x6A4)
         self.families = [spelling.parse_family(str(member["family"])) for member in self.members]
-        rule = Rule("marginal", math.log(kinds), **loop.patience(steps)) if config.guard == "rescue" else None
+        rule = Rule("marginal", math.log(kinds), **collapse.patience(steps)) if config.guard == "rescue" else None
         self.regularizers = [
             loop.regularizer(
                 str(member["coef"]),
@@ -264,7 +265,7 @@ class Gan(loop.Fit):
                 entropy = float(torch.special.entr(share).sum())
                 full = torch.bincount(mode[good], minlength=len(share)) >= COVERED * len(mode) / len(share)
                 facts = {"modes": float(full.sum()), **facts, "marginal": entropy, "modes/perplexity": math.exp(entropy)}
-            over = {"rescued": float(loop.rescued(self.regularizers)[index])} if self.config.guard == "rescue" else {}
+            over = {"rescued": collapse.rescued(self.regularizers)[index]} if self.config.guard == "rescue" else {}
             found.append({**facts, "coef": self.regularizers[index].coef, **{name: float(values[index]) for name, values in self.latest.items()}, **over})
         return found
 

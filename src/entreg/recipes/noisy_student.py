@@ -26,6 +26,8 @@ SUMMARY = "Noisy Student self-training, few labels"
 class Config(SemiConfig):
     """Noisy Student on images of which few have labels; the run is divided evenly among the teacher and its students."""
 
+    steps: int = 2000
+    """Gradient steps of all generations together."""
     students: int = 3
     """Generations after the first teacher."""
     threshold: float = 0.3

@@ -17,7 +17,8 @@ import torch
 import tyro
 from torch import Tensor
 
-from entreg import disk, functional, loop, regularizer, spelling
+from entreg import collapse, disk, functional, loop, regularizer, spelling
+from entreg.collapse import Action
 from entreg.guard import Rule
 from entreg.lm import text
 from entreg.lm.textmodel import TextModel
@@ -68,7 +69,7 @@ class Config:
     """Nucleus of the decoding that stands beside the temperatures."""
     seeds: int = 3
     """Members a setting, with seeds --seed, --seed + 1, ..."""
-    guard: loop.Action = "warn"
+    guard: Action = "warn"
     """On collapse (predictions that stay undecided): off, warn, stop, or rescue by a target controller."""
 
 
@@ -111,7 +112,7 @@ class TextGen(loop.Fit):
         self.streams = loop.generators(own, 0x7E7)
         self.families = [spelling.parse_family(str(member["family"])) for member in self.members]
         self.weights = torch.tensor([float(member["unlikelihood"]) for member in self.members])
-        rescue = Rule("conditional", math.log(size), **loop.patience(steps)) if config.guard == "rescue" else None
+        rescue = Rule("conditional", math.log(size), **collapse.patience(steps)) if config.guard == "rescue" else None
         self.regularizers = [
             loop.regularizer(
                 str(member["coef"]),
@@ -173,7 +174,7 @@ class TextGen(loop.Fit):
         columns |= {"entropy": entropy, "entropy/max": entropy / largest, "entropy/perplexity": np.exp(entropy)}
         columns["coef"] = np.array([one.coef for one in self.regularizers])
         if self.config.guard == "rescue":
-            columns["rescued"] = np.array(loop.rescued(self.regularizers), float)
+            columns["rescued"] = np.array(collapse.rescued(self.regularizers))
         columns |= {name: values.numpy() for name, values in self.latest.items()}
         return [{name: float(values[index]) for name, values in columns.items()} for index in range(len(self.members))]
 

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
 from entreg import spelling
+from entreg.collapse import Action
 from entreg.rl.networks import Activation, Precision
 
 
@@ -49,6 +50,8 @@ class StudyConfig:
     """0 takes the most probable action, 1 samples."""
     stop_at: float | None = None
     """Stop when the mean return of the last 100 episodes of every member reaches this."""
+    guard: Action = "warn"
+    """On collapse (entropy of discrete actions under 5 % of its maximum, the return below its best): off, warn, stop, or rescue by a target controller."""
     video: bool = True
     """Film one evaluated episode for the report where the environment draws itself."""
 
@@ -138,6 +141,8 @@ def check_study(config: StudyConfig) -> None:
         require(config, name, lambda value: value > 0, "positive and finite")
     require(config, "gamma", lambda value: 0 <= value <= 1, "between 0 and 1")
     require(config, "eval_temperature", lambda value: value >= 0, "finite and not negative")
+    if config.guard not in get_args(Action):
+        raise ValueError(f"guard must be one of {', '.join(get_args(Action))}, got {config.guard!r}")
     if config.stop_at is not None:
         require(config, "stop_at", lambda _: True, "a finite number or None")
     if not config.hidden or min(config.hidden) < 1:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from entreg.control import GradientShare, Plateau
+from entreg.guard import Guarded
 from entreg.rl.config import OffPolicyConfig, check_off_policy
 from entreg.rl.environments import ActionSpec
 from entreg.rl.frames import FrameReplay
@@ -299,4 +300,4 @@ class OffPolicy(Study):
 
 
 def _innermost(controller: Any) -> type:
-    return _innermost(controller.controller) if isinstance(controller, Plateau) else type(controller)
+    return _innermost(controller.controller) if isinstance(controller, (Guarded, Plateau)) else type(controller)

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from entreg import spelling, targets
+from entreg import collapse, spelling, targets
 from entreg.functional import Family
+from entreg.guard import Rule
 from entreg.regularizer import EntropyRegularizer
 from entreg.rl.heads import Head
 
@@ -31,8 +32,8 @@ def expand(coefs: Sequence[str], families: Sequence[str], seeds: Sequence[int]) 
     return [Member(seed, coef, family) for family, coef, seed in itertools.product(families, coefs, seeds)]
 
 
-def regularizers(members: Sequence[Member], head: Head, *, steps: int, lr: float, init_coef: float) -> list[EntropyRegularizer]:
-    """One regulariser a member, its controller's open fields filled in for this head and `steps` controller steps."""
+def regularizers(members: Sequence[Member], head: Head, *, steps: int, lr: float, init_coef: float, rescue: Rule | None = None) -> list[EntropyRegularizer]:
+    """One regulariser a member, its controller's open fields filled in for this head and `steps` controller steps; `rescue` hands it over when raised."""
     result = []
     for member in members:
         family = spelling.parse_family(member.family)
@@ -46,6 +47,8 @@ def regularizers(members: Sequence[Member], head: Head, *, steps: int, lr: float
             init_coef=init_coef,
             family=family.name,
         )
+        if rescue is not None:
+            controller = collapse.rescuing(controller, rescue, family, lr=lr, init_coef=init_coef)
         head.entropy(torch.zeros(1, 1, head.outputs + head.log_std), family, None)  # refuses what this head has no entropy of
         if unknown := targets.named_targets(controller):
             legal = "action_dim(factor)" if head.spec.kind == "continuous" else "fraction_of_max(f), greedy_probability(p)"

@@ -104,6 +104,7 @@ class QLearner(OffPolicy):
 
     config: QConfig
     agent: "Values"
+    UNGUARDED = "without exploration boltzmann the entropy is a setting and not learned"
 
     def __init__(self, recipe: str, config: QConfig, run: Run | None, *, soft: bool, coef: Sequence[str]) -> None:
         schedules = {"epsilon": config.epsilon} if config.exploration == "epsilon_greedy" else {}
@@ -126,6 +127,9 @@ class QLearner(OffPolicy):
     def soft_policy(self, q: Tensor, mask: Tensor | None) -> Tensor:
         """Probabilities `(M, N, V)`, each member's by its own family and temperature."""
         return self._by_family(functional.soft_policy, q, mask)
+
+    def _guarded(self) -> float | None:
+        return super()._guarded() if self.config.exploration == "boltzmann" else None
 
     def soft_value(self, q: Tensor, mask: Tensor | None) -> Tensor:
         """Soft values `(M, N)`, each member's by its own family and temperature."""

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from entreg import spelling
+from entreg import collapse, spelling
 from entreg.control import Plateau
+from entreg.functional import SHANNON
+from entreg.guard import unguarded
 from entreg.rates import Schedule
 from entreg.rl import acting, environments, episodes, population, ranks
 from entreg.rl.acting import Policy
@@ -24,6 +26,7 @@ from entreg.rl.heads import Head
 from entreg.rl.networks import ActorCritic
 from entreg.rl.normalize import RunningMoments
 from entreg.rl.part import Part
+from entreg.rl.watching import PolicyWatcher
 from entreg.run import Run, Summary
 
 _Study = TypeVar("_Study", bound="Study")
@@ -38,6 +41,7 @@ class Study(ABC):
     """
 
     network: ActorCritic
+    UNGUARDED = "continuous actions have no largest entropy"  # why there may be nothing for the guard to see
     OWN: tuple[str, ...] = ("collector",)  # of the state, what differs between ranks
     weight: Tensor | None = None  # [M, B], 1 for items of the last batch that count; None: all do
 
@@ -68,7 +72,11 @@ class Study(ABC):
         self.environments = self._make([*seeds] * settings_count)
         self.head = head(self.environments.action_spec)
         self.members = population.expand(config.coef or coef(self.head), config.family, seeds)
-        self.regularizers = population.regularizers(self.members, self.head, steps=updates, lr=config.coef_lr, init_coef=config.coef_init)
+        looks = min(updates, LOG_LINES)
+        self.watcher = PolicyWatcher(run, config.guard, self._guarded(), len(self.members), records=looks, updates=updates, because=self.UNGUARDED)
+        self.regularizers = population.regularizers(
+            self.members, self.head, steps=updates, lr=config.coef_lr, init_coef=config.coef_init, rescue=self.watcher.rescue
+        )
         self.families = population.Families([member.family for member in self.members])
         texts = {"learning_rate": config.learning_rate, **(schedules or {})}
         self.schedules = {name: Schedule(name, text, updates) for name, text in texts.items()}
@@ -90,6 +98,11 @@ class Study(ABC):
             env_kwargs=config.env_kwargs,
         )
 
+    def _guarded(self) -> float | None:
+        """The largest entropy of the policies, nats, where falling far below it is a sign of collapse; else None."""
+        largest = self.head.max_entropy(SHANNON)
+        return None if largest is None else float(largest)
+
     @property
     @abstractmethod
     def step(self) -> int:
@@ -106,7 +119,7 @@ class Study(ABC):
         return None
 
     def __enter__(self: _Study) -> _Study:
-        controllers = [spelling.spell(regularizer.controller) for regularizer in self.regularizers]
+        controllers = [spelling.spell(unguarded(regularizer.controller)) for regularizer in self.regularizers]
         members = [{"member": i, **member._asdict(), "controller": text} for i, (member, text) in enumerate(zip(self.members, controllers, strict=True))]
         self.run.start(self.recipe, self.config.env, self.config, members=members, total=self.steps)
         self.run.__enter__()
@@ -134,7 +147,7 @@ class Study(ABC):
         """One step of the controller of every member (or of the `active` ones), with what it may read besides entropy."""
         for index, signals in enumerate(self.books.signals((self.update + 1) / self.updates)):
             regularizer = self.regularizers[index]
-            waits = "reward" not in signals and isinstance(regularizer.controller, Plateau)  # a plateau begins with the first return
+            waits = "reward" not in signals and isinstance(unguarded(regularizer.controller), Plateau)  # a plateau begins with the first return
             if not waits and (active is None or active[index]):
                 regularizer.step(**signals)
 
@@ -145,9 +158,13 @@ class Study(ABC):
     def write(self, rows: Sequence[Mapping[str, float]], active: Sequence[bool] | None = None) -> None:
         """Write these rows, one a member (those of the `active` ones), with the rates of the schedules."""
         rate = {name: schedule.value for name, schedule in self.schedules.items()}
-        for index, row in enumerate(rows):
-            if active is None or active[index]:
-                self.run.log(self.step, member=index, **row, **rate)
+        if self.config.guard == "rescue":
+            rows = [{**row, "rescued": over} for row, over in zip(rows, collapse.rescued(self.regularizers), strict=True)]
+        written = [index for index in range(len(rows)) if active is None or active[index]]
+        for index in written:
+            self.run.log(self.step, member=index, **rows[index], **rate)
+        for index in written:
+            self.watcher.see(self.step, index, rows[index])
 
     def evaluate_and_save(self, before: int) -> None:
         """Evaluate and write a checkpoint where they are due; `before` is the step at which this was called last."""
@@ -262,6 +279,7 @@ class Study(ABC):
             "regularizers": {str(index): regularizer.state_dict() for index, regularizer in enumerate(self.regularizers)},
             "streams": self.streams.state_dict(),
             "books": self.books.state_dict(),
+            "watcher": self.watcher.state_dict(),
             "policy": acting.specification(self.network, self.head),
         }
 
@@ -275,6 +293,7 @@ class Study(ABC):
             regularizer.load_state_dict(state["regularizers"][str(index)])
         self.streams.load_state_dict(state["streams"])
         self.books.load_state_dict(state["books"], self.step)
+        self.watcher.load_state_dict(state["watcher"])
 
     def episodes_restarted(self) -> None:
         """Say that open episodes were lost with the process."""

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-from entreg import loop, spelling
+from entreg import spelling
+from entreg.collapse import Action
 from entreg.vision.images import LEGAL
 
 Several = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
@@ -80,7 +81,7 @@ class SemiConfig(ClassifierConfig):
     """What the marginal is drawn to: uniform, labels (their shares), estimate (from predictions), or a text file with a probability a line."""
     marginal_momentum: float = 0.9
     """Of the running mean prediction; 0: that of the batch alone."""
-    guard: loop.Action = "warn"
+    guard: Action = "warn"
     """On collapse (fewer than half of the prior's classes, or predictions that stay undecided): off, warn, stop, or rescue by a target controller."""
 
 
@@ -107,7 +108,7 @@ def check_semi(config: SemiConfig) -> None:
     require(config, "ratio", lambda value: value >= 1, "integers from 1")
     require(config, "unlabelled_coef", lambda value: value >= 0, "finite numbers from 0")
     require(config, "marginal_momentum", lambda value: 0 <= value < 1, "numbers from 0, below 1")
-    one_of(config, "guard", get_args(loop.Action))
+    one_of(config, "guard", get_args(Action))
     for name in ("conditional", "sense", "marginal", "family", "prior"):
         several(config, name)
     for sense in config.sense:

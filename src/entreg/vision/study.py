@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from entreg import calibration, functional, loop
+from entreg.collapse import Action
 from entreg.finite import NonFinite, all_finite, where_not_finite
 from entreg.guard import Rule
 from entreg.rates import Schedule
@@ -282,5 +283,5 @@ def judged(logits: np.ndarray, label: np.ndarray, classes: int) -> dict[str, flo
 
 def train(recipe: str, config: ClassifierConfig, run: Run, study: Study) -> Summary:
     """Run a study to its end."""
-    guard: loop.Action = config.guard if isinstance(config, SemiConfig) else "off"
+    guard: Action = config.guard if isinstance(config, SemiConfig) else "off"
     return loop.train(recipe, study.images.name, config, run, study, guard)

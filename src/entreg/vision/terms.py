@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entreg import functional, loop, spelling
+from entreg import collapse, functional, loop, spelling
 from entreg.control import constant
 from entreg.guard import Rule
 from entreg.regularizer import EntropyRegularizer
@@ -65,7 +65,7 @@ class Terms:
             end = start + len(list(group))
             self.groups.append((slice(start, end), spelling.parse_family(name)))
             start = end
-        waits = loop.patience(steps)
+        waits = collapse.patience(steps)
         self.conditional, self.marginal = list[EntropyRegularizer](), list[EntropyRegularizer]()
         for member, prior in zip(members, priors, strict=True):
             family = spelling.parse_family(member["family"])
@@ -106,8 +106,8 @@ class Terms:
         both = {"conditional": self.conditional[member], "marginal": self.marginal[member]}
         found = {f"coef/{name}": one.coef for name, one in both.items()}
         found |= {f"target/{name}": one.target for name, one in both.items() if one.target is not None}
-        over = loop.rescued([*both.values()])
-        return found | ({"rescued": float(any(over))} if any("over" in one.state_dict()["controller"] for one in both.values()) else {})
+        over = collapse.rescued([*both.values()])
+        return found | ({"rescued": max(over)} if any("over" in one.state_dict()["controller"] for one in both.values()) else {})
 
     def state_dict(self) -> dict[str, Any]:
         each = {"conditional": loop.states(self.conditional), "marginal": loop.states(self.marginal)}
