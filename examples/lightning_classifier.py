@@ -39,7 +39,7 @@ def train(controlled: bool) -> float:
     torch.manual_seed(0)
     inputs = torch.randn(1024, 16)
     labels = torch.where(torch.rand(1024) < 0.3, torch.randint(CLASSES, (1024,)), inputs[:, :CLASSES].argmax(1))
-    control = EntropyControl(PI(fraction_of_max(0.5), 1.0, 0.02, (0.0, 2.0)), max_entropy=math.log(CLASSES))
+    control = EntropyControl(PI(fraction_of_max(0.6), 1.0, 0.02, (0.0, 2.0)), max_entropy=math.log(CLASSES))
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     trainer = Trainer(accelerator="cpu", max_epochs=40, callbacks=[control] if controlled else [], **quiet)
     module = Classifier()

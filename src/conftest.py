@@ -8,7 +8,7 @@ LANGUAGE = [
     "entreg/lm/*.py",
     *(f"entreg/recipes/{name}.py" for name in ("sft", "grpo", "dpo", "rlhf", "decode")),
 ]
-HOSTS = {"sb3": "sb3_contrib", "torchrl": "torchrl", "lightning": "lightning", "hf": "transformers"}
+HOSTS = {"sb3": "sb3_contrib", "torchrl": "torchrl", "lightning": "lightning", "transformers": "transformers"}
 collect_ignore_glob = [
     *(f"entreg/integrations/{file}.py" for file, host in HOSTS.items() if find_spec(host) is None),
     *(LANGUAGE if find_spec("trl") is None else []),
