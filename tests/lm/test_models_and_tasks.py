@@ -36,9 +36,7 @@ def test_what_is_no_model_is_refused_before_anything_is_loaded(made, tmp_path):
         models.load(tmp_path)
     network, tokenizer = made
     # transformers adds a token of its own on loading
-    outside = models.load_tokenizer(models.save(network, tokenizer, tmp_path / "first")).convert_ids_to_tokens(
-        len(tokenizer)
-    )
+    outside = models.load_tokenizer(models.save(network, tokenizer, tmp_path / "first")).convert_ids_to_tokens(len(tokenizer))
     for index, (pad, message) in enumerate(
         ((None, "has no pad token"), (tokenizer.eos_token, "pads with its end token"), (outside, "token 258, and the model has 258 tokens"))
     ):
