@@ -4,6 +4,7 @@
 #   ./setup.sh run        train PPO on CartPole-v1 with entropy regularisation beside a twin without
 #   ./setup.sh test       the test suite         ./setup.sh lint    ruff and mypy
 #   ./setup.sh check      the fast tests         ./setup.sh soak    the long fault tests
+#   ./setup.sh docs       the documentation as a site, in site/
 #   ./setup.sh test-verl     the plugin for verl, in an environment of its own
 #   ./setup.sh test-postgres sweeps over a PostgreSQL server of this machine's packages, on loopback
 #   ./setup.sh test-triton   the Triton kernels, in Triton's interpreter where there is no GPU; in an environment of its own
@@ -15,8 +16,9 @@ case "$task" in
     "" | run) extra=run ;;
     test | check | soak | test-postgres) extra=test ;;
     lint) extra=test,lint ;;
+    docs) extra=docs ;;
     test-triton | test-verl) extra="" ;;
-    *) echo "setup.sh: unknown task '$task': run, test, check, soak, lint, test-triton, test-verl, test-postgres or nothing" >&2; exit 2 ;;
+    *) echo "setup.sh: unknown task '$task': run, test, check, soak, lint, docs, test-triton, test-verl, test-postgres or nothing" >&2; exit 2 ;;
 esac
 extra="${ENTREG_EXTRA:-$extra}"
 [ "$task" = run ] && extra="$extra,fused"
@@ -67,5 +69,6 @@ case "$task" in
     check) exec python -m pytest -n 2 -m 'not slow and not browser' ${PYTEST_ARGS:-} ;;
     soak) exec python -m bench.soak ;;
     test-postgres) exec tests/postgres.sh ;;
+    docs) NO_MKDOCS_2_WARNING=1 exec mkdocs build --strict --quiet ;;
     lint) ruff check && ruff format --check && mypy ;;
 esac

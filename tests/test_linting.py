@@ -135,6 +135,18 @@ def test_temperature_openrlhf_1319():
     assert rules(lambda logits, coef: -coef * Categorical(logits=logits / 1.5).entropy().mean(), bonus, coef=0.01, temperature=1.5) == []
 
 
+def test_two_classes_have_one_direction_and_are_told_apart_by_length():
+    made = {"logits": batch(classes=2)["logits"]}
+    bonus = lambda entropy: lambda logits, coef: -coef * entropy(logits).mean()  # noqa: E731
+    at = lambda temperature: bonus(lambda z: functional.categorical_entropy(z / temperature))  # noqa: E731
+    assert evidence(at(0.7), made, coef=0.01) == "temperature: the gradient is that of the entropy at temperature 0.7; the policy acts at 1"
+    assert lint(at(0.7), made, coef=0.01, temperature=0.7) == []
+    assert evidence(bonus(lambda z: functional.categorical_entropy(z, renyi(2))), made, coef=0.01).startswith(
+        "family: the gradient is that of the entropy renyi"
+    )
+    assert lint(at(1.0), made, coef=-0.01) == []
+
+
 def test_mask_ignored_inverted_shifted_or_half_used():
     made = batch(sequences=True, ragged=True)
 

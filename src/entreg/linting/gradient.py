@@ -16,8 +16,10 @@ from torch import Tensor
 
 from entreg.finding import Finding
 from entreg.linting.advice import finding
-from entreg.linting.heads import Categorical, Hypothesis
+from entreg.linting.heads import Categorical
 from entreg.linting.probe import Probe, Slope
+
+Entropy = Callable[[Tensor], Tensor]
 
 
 class Fit(NamedTuple):
@@ -61,53 +63,70 @@ def no_effect(probe: Probe, term: Slope, exact: Slope) -> Finding | None:
     )
 
 
-def direction(probe: Probe, term: Slope, exact: Slope, tolerance: float) -> tuple[Finding | None, Callable[[Tensor], Tensor] | None]:
+def direction(probe: Probe, term: Slope, exact: Slope, tolerance: float) -> tuple[Finding | None, Entropy | None]:
     """Of which entropy the gradient is: nothing where it is the wanted one, else a finding and, where known, the entropy that explains it."""
-    sign = probe.contract.sign
-    found = fit(term.grad, exact.grad, sign).unexplained
+
+    def unexplained(entropy: Entropy, total: bool) -> float:
+        other = probe.exact(probe.leaf, entropy)
+        if not other.finite or float(other.grad.norm()) == 0.0:
+            return 1.0
+        return 1 - _cosine(term.grad, other.grad) ** 2 if total else fit(term.grad, other.grad, 1).unexplained
+
+    found = fit(term.grad, exact.grad, 1).unexplained
     if found <= tolerance:
         return None, None
-    head = probe.head
-    if isinstance(head, Categorical):
-        at, unexplained = _best_temperature(probe, head, term, sign)
-        if unexplained <= tolerance and abs(math.log(at / head.temperature)) > 1e-4:
-            evidence = f"the gradient is that of the entropy at temperature {at:.4g}; the policy acts at {head.temperature:.4g}"
-            return finding("temperature", "fail", evidence), head.at_temperature(at)
-    for hypothesis in head.hypotheses(probe.leaf):
-        if _explains(probe, hypothesis, term, tolerance):
-            one = finding(hypothesis.rule, "fail", f"the gradient is that of {hypothesis.words}")
-            return one, None if hypothesis.total else hypothesis.entropy
+    if (other := _other_entropy(probe, unexplained, tolerance)) is not None:
+        return other
     evidence = f"{found:.2%} of the squared gradient is not along the entropy's, and no other temperature, family or dimension explains it"
     return finding("entropy", "fail", evidence), None
 
 
-def _explains(probe: Probe, hypothesis: Hypothesis, term: Slope, tolerance: float) -> bool:
-    try:
-        other = probe.exact(probe.leaf, hypothesis.entropy)
-    except ValueError:  # a family that this policy has not
-        return False
-    if not other.finite or float(other.grad.norm()) == 0.0:
-        return False
-    if not hypothesis.total:
-        return fit(term.grad, other.grad, 1).unexplained <= tolerance
-    cosine = float((term.grad * other.grad).sum() / (term.grad.norm() * other.grad.norm()))
-    return 1 - cosine**2 <= tolerance
+def _other_entropy(probe: Probe, unexplained: Callable[[Entropy, bool], float], tolerance: float) -> tuple[Finding, Entropy | None] | None:
+    """The first entropy that leaves no more than `tolerance` unexplained, and what is wrong with it."""
+    head = probe.head
+    if isinstance(head, Categorical):
+        at = _best_temperature(lambda temperature: unexplained(head.at_temperature(temperature), False))
+        if unexplained(head.at_temperature(at), False) <= tolerance and abs(math.log(at / head.temperature)) > 1e-4:
+            evidence = f"the gradient is that of the entropy at temperature {at:.4g}; the policy acts at {head.temperature:.4g}"
+            return finding("temperature", "fail", evidence), head.at_temperature(at)
+    for hypothesis in head.hypotheses(probe.leaf):
+        try:
+            left = unexplained(hypothesis.entropy, hypothesis.total)
+        except ValueError:  # a family that this policy has not
+            continue
+        if left <= tolerance:
+            one = finding(hypothesis.rule, "fail", f"the gradient is that of {hypothesis.words}")
+            return one, None if hypothesis.total else hypothesis.entropy
+    return None
 
 
-def _best_temperature(probe: Probe, head: Categorical, term: Slope, sign: int) -> tuple[float, float]:
-    """The temperature whose entropy leaves least unexplained, between 1/20 and 20: a grid, then golden section."""
+def _best_temperature(unexplained: Callable[[float], float]) -> float:
+    """Where least is left unexplained between 1/20 and 20: a grid, then golden section."""
 
-    def unexplained(log_temperature: float) -> float:
-        return fit(term.grad, probe.exact(probe.leaf, head.at_temperature(math.exp(log_temperature))).grad, sign).unexplained
+    def at(log_temperature: float) -> float:
+        return unexplained(math.exp(log_temperature))
 
-    grid = [-3.0 + 0.25 * i for i in range(25)]
-    best = min(grid, key=unexplained)
+    best = min((-3.0 + 0.25 * i for i in range(25)), key=at)
     low, high, golden = best - 0.25, best + 0.25, (math.sqrt(5.0) - 1) / 2
     for _ in range(40):
         left, right = high - golden * (high - low), low + golden * (high - low)
-        low, high = (low, right) if unexplained(left) < unexplained(right) else (left, high)
-    best = (low + high) / 2
-    return math.exp(best), unexplained(best)
+        low, high = (low, right) if at(left) < at(right) else (left, high)
+    return math.exp((low + high) / 2)
+
+
+def _by_length(probe: Probe, term: Slope, tolerance: float) -> Finding | None:
+    """Two classes leave every entropy one direction: there lengths tell entropies apart, once no other mask or mean explains them."""
+    if not isinstance(probe.head, Categorical) or probe.leaf.shape[-1] > 2:
+        return None
+    weights = probe.weights.unsqueeze(-1)
+    other = _other_entropy(
+        probe, lambda entropy, total: 1 - _cosine(term.grad, probe.exact(probe.leaf, entropy).grad * (1 if total else weights)) ** 2, tolerance
+    )
+    return None if other is None else other[0]
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    return float((a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-300))
 
 
 def aggregation(probe: Probe, term: Slope, exact: Slope, tolerance: float) -> Finding | None:
@@ -124,6 +143,8 @@ def aggregation(probe: Probe, term: Slope, exact: Slope, tolerance: float) -> Fi
     pushed = known & (wanted == 0) & (found.weights.abs() > tolerance * float(found.weights.abs().max()))
     if bool(pushed.any()):
         return finding("mask", "fail", f"{int(pushed.sum())} of the {int((wanted == 0).sum())} items that the mask leaves out have a gradient")
+    if (other := _by_length(probe, term, tolerance**2)) is not None:
+        return other
     ratio = (found.weights / wanted)[known & (wanted != 0)]
     return finding("aggregation", "warn", f"items count {float(ratio.min()):.4g} to {float(ratio.max()):.4g} times what they should")
 

@@ -78,11 +78,11 @@ def task_temperature(probe: Probe) -> float | None:
     action log |g_j| = z_j / t + const. None where it is not one.
     """
     head = probe.head
-    if not isinstance(head, Categorical) or head.key != "logits" or "actions" not in probe.batch or probe.contract.coef is None or probe.leaf.shape[-1] < 4:
+    if not isinstance(head, Categorical) or head.key != "logits" or "actions" not in probe.batch or probe.contract.coef is None or probe.leaf.shape[-1] < 3:
         return None
     grad = probe.call(probe.leaf, 0.0).grad
     other = head.live(probe.leaf).scatter(-1, probe.batch["actions"].long().unsqueeze(-1), False) & (grad != 0)
-    item = other.sum(-1, keepdim=True) >= 3
+    item = other.sum(-1, keepdim=True) >= 2
     other = other & item
     signs = torch.where(other, grad.sign(), 0).sum(-1).abs()
     if not bool(item.any()) or not torch.isfinite(grad).all() or not torch.equal(signs, other.sum(-1).to(signs)):
