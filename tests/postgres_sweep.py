@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from entreg.sweep.store import LATE, Lost, Store
 from tests.test_sweep_store import Clock, begun, plan_of, result, start, until
 
-# Optuna's version check leaves a connection open (_VersionManager: MigrationContext.configure(engine.connect())), of which psycopg warns at collection
+# psycopg warns of connections that are collected without having been closed, and some of Optuna's are, although its engine was disposed of
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 URL = os.environ["ENTREG_POSTGRES"]
 
