@@ -23,9 +23,9 @@ from typing import Any
 
 from bench.common import RESULTS, machine, write
 
-STUDY = "--environments 8 --rollout 64 --epochs 4 --batch-size 128 --eval-episodes 20".split()
-AXES = "--coef-range 1e-4 1 --points 5 --coef 0 --seeds 8 --quiet".split()
-FEW = "--coef-range 1e-2 1 --points 2 --seeds 2 --pruner median --quiet".split()
+STUDY = ["--environments", "8", "--rollout", "64", "--epochs", "4", "--batch-size", "128", "--eval-episodes", "20"]
+AXES = ["--coef-range", "1e-4", "1", "--points", "5", "--coef", "0", "--seeds", "8", "--quiet"]
+FEW = ["--coef-range", "1e-2", "1", "--points", "2", "--seeds", "2", "--pruner", "median", "--quiet"]
 SIDES: dict[str, tuple[int, list[str]]] = {
     "populations, 2 processes": (48, [*AXES, "--workers", "2"]),
     "populations, 1 process": (48, [*AXES, "--workers", "1"]),

@@ -247,6 +247,7 @@ def test_a_sampled_setting_stays_when_its_process_dies(tmp_path):
     assert store.claim() is None
     clock.now = 100
     again = store.claim()
+    assert again.trials[0].params == {"rule": "coef", "coef": pytest.approx(before.coef, rel=1e-5), "family": "shannon"}
     assert again.lead != claim.lead and store.setting(0, again.trials[0]) == before
 
 

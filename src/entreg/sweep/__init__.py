@@ -18,11 +18,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 from entreg import disk
 from entreg.folder import hold, warn
@@ -32,6 +32,7 @@ from entreg.sweep.plan import Plan, make
 
 __all__ = ["Options", "Plan", "make", "parse", "parser", "sweep", "without"]
 NOT_SHARED = ("--seed", "--out", "--family")  # of the command's flags, what the winner's has its own of
+Draw: TypeAlias = Callable[[Path], Path]  # makes the report of a folder and says where it is
 PATIENCE = 12.0  # seconds that workers have to save after a signal
 
 
@@ -66,8 +67,8 @@ def probe(plan: Plan) -> None:
     gc.collect()
 
 
-def sweep(plan: Plan, options: Options, words: Sequence[str], shared: Sequence[str]) -> int:
-    """Run, join or go on with a sweep; the exit status. `words` are the command's, `shared` those of them that every run shares.
+def sweep(plan: Plan, options: Options, words: Sequence[str], shared: Sequence[str], draw: Draw) -> int:
+    """Run, join or go on with a sweep; the exit status. `words` are the command's, `shared` those of them that every run shares; `draw` makes the report.
 
     Raises: `ValueError`, `ImportError` or `OSError` in one line before anything is written.
     """
@@ -89,7 +90,7 @@ def sweep(plan: Plan, options: Options, words: Sequence[str], shared: Sequence[s
         if status:
             warn(f"stopped; the same command goes on: entreg sweep {shlex.join(words)}")
             return status
-        return _close(plan, store, folder, words, shared)
+        return _close(plan, store, folder, words, shared, draw)
 
 
 def places(plan: Plan, options: Options) -> tuple[Path, str]:
@@ -232,12 +233,12 @@ def _only(folder: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _close(plan: Plan, store: Any, folder: Path, words: Sequence[str], shared: Sequence[str]) -> int:
+def _close(plan: Plan, store: Any, folder: Path, words: Sequence[str], shared: Sequence[str], draw: Draw) -> int:
     """Write the report and say what was found."""
     from entreg.sweep import page
 
     with _only(folder):
-        choice, path = page.write(plan, store, folder, "entreg sweep " + shlex.join(words), shared)
+        choice, path = page.write(plan, store, folder, "entreg sweep " + shlex.join(words), shared), draw(folder)
     failed = {trial.number: trial.user_attrs["error"] for trial in store.current().values() if "error" in trial.user_attrs}
     summary = json.loads((folder / "summary.json").read_bytes())
     if plan.settings.json:
