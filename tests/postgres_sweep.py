@@ -10,14 +10,25 @@ from optuna.trial import TrialState
 from entreg.sweep.store import LATE, Lost, Store
 from tests.test_sweep_store import Clock, begun, plan_of, result, start, until
 
+# psycopg warns of connections that are collected without having been closed, and some of Optuna's are, although its engine was disposed of
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 URL = os.environ["ENTREG_POSTGRES"]
 
 
-def store_of(plan, **how):
-    return Store(plan, URL, beat=10, **how)
+@pytest.fixture
+def store_of():
+    made = []
+
+    def make(plan, **how):
+        made.append(Store(plan, URL, beat=10, **how))
+        return made[-1]
+
+    yield make
+    for store in made:
+        store.close()
 
 
-def test_processes_that_race_for_jobs_get_each_once():
+def test_processes_that_race_for_jobs_get_each_once(store_of):
     plan, taken = plan_of(points=8), []
 
     def take():
@@ -25,6 +36,7 @@ def test_processes_that_race_for_jobs_get_each_once():
         while (claim := store.claim()) is not None:
             taken.append(next(iter(claim.trials)))
             store.finish(claim, {index: result(float(index)) for index in claim.trials})
+        store.close()  # a thread has a session of its own
 
     threads = [threading.Thread(target=take) for _ in range(4)]
     for thread in threads:
@@ -36,7 +48,7 @@ def test_processes_that_race_for_jobs_get_each_once():
     assert [trial.value for _, trial in sorted(store.current().items())] == list(map(float, range(16)))
 
 
-def test_a_job_is_taken_up_by_one_observer_after_two_missed_beats_and_not_before():
+def test_a_job_is_taken_up_by_one_observer_after_two_missed_beats_and_not_before(store_of):
     plan, clock = plan_of(points=3, members=6), Clock()
     dead = store_of(plan)
     lost = dead.claim()
@@ -52,7 +64,7 @@ def test_a_job_is_taken_up_by_one_observer_after_two_missed_beats_and_not_before
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
-def test_a_sampler_chooses_and_its_settings_stay_when_a_job_is_put_back(sampler):
+def test_a_sampler_chooses_and_its_settings_stay_when_a_job_is_put_back(sampler, store_of):
     plan = plan_of(sampler=sampler, trials=3)
     store = store_of(plan)
     claim = store.claim()

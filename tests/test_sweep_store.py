@@ -121,6 +121,15 @@ def test_damage_in_the_middle_is_named_and_left_alone(tmp_path):
     assert path.read_bytes() == whole
 
 
+@pytest.mark.parametrize("content", [b"dear diary\nmore\n", b'{"step": 1}\n', b"dear diary", b"SQLite format 3\x00" + b"\x00" * 50])
+def test_a_file_that_is_no_journal_is_refused_untouched(content, tmp_path):
+    path = tmp_path / "journal.log"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="line 1 is no record"):
+        Journal(path)
+    assert path.read_bytes() == content
+
+
 # ---------------------------------------------------------------- taking jobs
 
 
@@ -238,6 +247,7 @@ def test_a_sampled_setting_stays_when_its_process_dies(tmp_path):
     assert store.claim() is None
     clock.now = 100
     again = store.claim()
+    assert again.trials[0].params == {"rule": "coef", "coef": pytest.approx(before.coef, rel=1e-5), "family": "shannon"}
     assert again.lead != claim.lead and store.setting(0, again.trials[0]) == before
 
 

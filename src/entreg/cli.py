@@ -188,7 +188,7 @@ def _close(summary: Any, recipe: str, settings: Any) -> None:
 
 
 def _sweep(words: Sequence[str]) -> int:
-    from entreg import sweep
+    from entreg import report, sweep
 
     if not words or words[0] in ("-h", "--help") or {"-h", "--help"} & set(words[1:]):
         sweep.parser().print_help()
@@ -202,7 +202,7 @@ def _sweep(words: Sequence[str]) -> int:
         print("\n".join(f"{trial.setting.name if trial.setting else 'sampled'}, seeds {trial.seeds}" for trial in plan.trials))
         return 0
     shared = sweep.without(rest[1:] if rest[:1] == [flags.recipe] else rest, plan)
-    return sweep.sweep(plan, options, [word for word in words if word != "--worker"], shared)
+    return sweep.sweep(plan, options, [word for word in words if word != "--worker"], shared, report.write)
 
 
 def _folder(name: str) -> Path:

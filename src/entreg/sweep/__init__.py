@@ -18,20 +18,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 from entreg import disk
-from entreg.folder import warn
+from entreg.folder import hold, warn
 from entreg.run import Run
 from entreg.sweep.options import Options, parse, parser
 from entreg.sweep.plan import Plan, make
 
 __all__ = ["Options", "Plan", "make", "parse", "parser", "sweep", "without"]
 NOT_SHARED = ("--seed", "--out", "--family")  # of the command's flags, what the winner's has its own of
+Draw: TypeAlias = Callable[[Path], Path]  # makes the report of a folder and says where it is
 PATIENCE = 12.0  # seconds that workers have to save after a signal
 
 
@@ -66,30 +67,30 @@ def probe(plan: Plan) -> None:
     gc.collect()
 
 
-def sweep(plan: Plan, options: Options, words: Sequence[str], shared: Sequence[str]) -> int:
-    """Run, join or go on with a sweep; the exit status. `words` are the command's, `shared` those of them that every run shares.
+def sweep(plan: Plan, options: Options, words: Sequence[str], shared: Sequence[str], draw: Draw) -> int:
+    """Run, join or go on with a sweep; the exit status. `words` are the command's, `shared` those of them that every run shares; `draw` makes the report.
 
     Raises: `ValueError`, `ImportError` or `OSError` in one line before anything is written.
     """
-    from entreg.sweep.store import Store, open_storage
+    from entreg.sweep.store import Store, close, open_storage
 
     folder, address = places(plan, options)
     if options.worker:
-        return _worker(plan, Store(plan, address, beat=options.heartbeat), folder)
+        with contextlib.closing(Store(plan, address, beat=options.heartbeat)) as store:
+            return _worker(plan, store, folder)
     probe(plan)
     if "://" in address or Path(address).exists():
-        open_storage(address)  # what cannot be used leaves no folder
+        close(open_storage(address)[0])  # what cannot be used leaves no folder
     disk.make_folders(folder)
-    store = Store(plan, address, beat=options.heartbeat)
-    said = f"{len(plan.trials)} trials in {len(plan.jobs)} jobs; optuna-dashboard {shlex.quote(address)} shows them"
-    _say(plan, said)
-    store.complete()
-    workers = min(options.workers or os.cpu_count() or 1, len(plan.jobs))
-    status = _alone(plan, store, folder) if workers == 1 else _together(plan, store, words, workers)
-    if status:
-        warn(f"stopped; the same command goes on: entreg sweep {shlex.join(words)}")
-        return status
-    return _close(plan, store, folder, words, shared)
+    with contextlib.closing(Store(plan, address, beat=options.heartbeat)) as store:
+        _say(plan, f"{len(plan.trials)} trials in {len(plan.jobs)} jobs; optuna-dashboard {shlex.quote(address)} shows them")
+        store.complete()
+        workers = min(options.workers or os.cpu_count() or 1, len(plan.jobs))
+        status = _alone(plan, store, folder) if workers == 1 else _together(plan, store, words, workers)
+        if status:
+            warn(f"stopped; the same command goes on: entreg sweep {shlex.join(words)}")
+            return status
+        return _close(plan, store, folder, words, shared, draw)
 
 
 def places(plan: Plan, options: Options) -> tuple[Path, str]:
@@ -216,11 +217,28 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
-def _close(plan: Plan, store: Any, folder: Path, words: Sequence[str], shared: Sequence[str]) -> int:
+@contextlib.contextmanager
+def _only(folder: Path) -> Iterator[None]:
+    """While open, no other process of the sweep writes its report: those that end together would write the same files."""
+    while True:
+        try:
+            descriptor = hold(folder)
+            break
+        except ValueError:
+            time.sleep(0.1)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _close(plan: Plan, store: Any, folder: Path, words: Sequence[str], shared: Sequence[str], draw: Draw) -> int:
     """Write the report and say what was found."""
     from entreg.sweep import page
 
-    choice, path = page.write(plan, store, folder, "entreg sweep " + shlex.join(words), shared)
+    with _only(folder):
+        choice, path = page.write(plan, store, folder, "entreg sweep " + shlex.join(words), shared), draw(folder)
     failed = {trial.number: trial.user_attrs["error"] for trial in store.current().values() if "error" in trial.user_attrs}
     summary = json.loads((folder / "summary.json").read_bytes())
     if plan.settings.json:

@@ -16,7 +16,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from entreg import disk, report, spelling
+from entreg import disk, spelling
 from entreg.folder import describe
 from entreg.functional import SHANNON, curvature
 from entreg.record import FILE, Record, encode, read_records
@@ -50,8 +50,8 @@ def results_of(plan: Plan, trials: Mapping[int, FrozenTrial]) -> dict[Setting, l
     return found
 
 
-def write(plan: Plan, store: Store, folder: Path, command: str, winner: Sequence[str]) -> tuple[Choice | None, Path]:
-    """Write the files and the report; the choice, and where the report is. `winner` are the words that every run of the sweep shares."""
+def write(plan: Plan, store: Store, folder: Path, command: str, winner: Sequence[str]) -> Choice | None:
+    """Write the files that the report is made from; the choice. `winner` are the words that every run of the sweep shares."""
     results = results_of(plan, store.current())
     found = cells(results)
     choice = choose(found, plan)
@@ -66,7 +66,7 @@ def write(plan: Plan, store: Store, folder: Path, command: str, winner: Sequence
         said.append({"tone": "plain", "text": f"{missing} runs lie on other machines: their curves are the coarse ones of the storage."})
     page = {"lines": said, "command": None if choice is None else train_command(plan, choice.best.setting, winner), "table": table(found, choice)}
     disk.replace_file(folder / "summary.json", json.dumps(page, indent=1).encode())
-    return choice, report.write(folder)
+    return choice
 
 
 def train_command(plan: Plan, setting: Setting, shared: Sequence[str]) -> str:

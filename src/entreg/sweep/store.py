@@ -202,7 +202,7 @@ class Store:
         given = self.plan.trials[index].setting
         if given is not None:
             return given
-        open_trial = optuna.trial.Trial(self.optuna_study(index), trial._trial_id)
+        open_trial = self._open(index, trial)
         rule = open_trial.suggest_categorical("rule", self.plan.rules)
         coef = None
         if self.plan.span is not None and HOLE.search(rule):
@@ -211,7 +211,7 @@ class Store:
 
     def report(self, index: int, trial: FrozenTrial, step: int, value: float) -> bool:
         """A figure on the way; whether the pruner wants the run to stop."""
-        open_trial = optuna.trial.Trial(self.optuna_study(index), trial._trial_id)
+        open_trial = self._open(index, trial)
         open_trial.report(value, step)
         return bool(open_trial.should_prune())
 
@@ -249,11 +249,21 @@ class Store:
         there = self.current()
         return all(index in there and ended(there[index]) for index in range(len(self.plan.trials)))
 
+    def close(self) -> None:
+        """Let go of the connections to a database."""
+        close(self.storage)
+
     def together(self) -> contextlib.AbstractContextManager[None]:
         """Several writes that may reach the disk at once."""
         return contextlib.nullcontext() if self._journal is None else self._journal.together()
 
-    def optuna_study(self, index: int) -> optuna.Study:
+    def _open(self, index: int, trial: FrozenTrial) -> optuna.Trial:
+        """A trial of this process as Optuna's samplers and pruners take it."""
+        study = self._optuna_study(index)
+        study.get_trials(deepcopy=False)  # the cache that Optuna puts before a database knows only what was asked for
+        return optuna.Trial(study, trial._trial_id)
+
+    def _optuna_study(self, index: int) -> optuna.Study:
         """The study with the plan's sampler, whose randomness is the trial's own, and pruner."""
         seed = (self.plan.settings.seed * 1_000_003 + index) % 2**32
         with warnings.catch_warnings():
@@ -268,6 +278,13 @@ class Store:
             return NopPruner()
         steps, first = getattr(self.plan.config, "steps", "auto"), self.plan.settings.eval_every or 1
         return HyperbandPruner(min_resource=first, max_resource=steps)
+
+
+def close(storage: BaseStorage) -> None:
+    """Let go of the connections to a database."""
+    if isinstance(storage, RDBStorage):
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 def ended(trial: FrozenTrial) -> bool:

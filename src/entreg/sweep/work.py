@@ -102,6 +102,12 @@ class Worker:
         over = threading.Event()
 
         def beat() -> None:
+            try:
+                signs()
+            finally:
+                self.store.storage.remove_session()  # a thread has a database session of its own
+
+        def signs() -> None:
             while not over.wait(self.store.beat_every):
                 try:
                     self.store.beat(claim.lead)
