@@ -2,7 +2,7 @@
 
     python -m bench.diagnosis [--seed 1000] [--seeds 20] [--arms NAME ...] [--keep FOLDER] [--page]
 
-Every arm is a population of one of our recipes with `--seeds` members. A member counts as alarmed when the rule says `warn` or `fail`; `info` is counted beside.
+Every arm is a population of one of our recipes with `--seeds` members. A member counts as alarmed when the rule says `warn` or `fail`.
 `collapsing` is asked of the logs of collapsing members cut where entropy passes a third of its maximum, and of healthy ones cut at a quarter, half and three
 quarters. Thresholds were set on seeds 0 to 9 of some of these arms; the table is of seeds from 1000, which were looked at once.
 """
@@ -10,6 +10,8 @@ quarters. Thresholds were set on seeds 0 to 9 of some of these arms; the table i
 from __future__ import annotations
 
 import argparse
+import gzip
+import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,8 +23,11 @@ import torch
 from bench.common import RESULTS, machine, onto_page, table, write
 
 from entreg.diagnosis import DEFAULT_RULES, Trace, judge, read
+from entreg.diagnosis.names import KNOWN
 from entreg.diagnosis.traces import Column
+from entreg.folder import slug
 from entreg.recipes import bandit, clustering, ppo, sac
+from entreg.record import read_records
 from entreg.run import Run, RunSettings
 
 PAGE = Path(__file__).parent.parent / "docs" / "diagnose.md"
@@ -56,6 +61,7 @@ ARMS = {
     "clusters": Arm(None, replace(CLUSTERS, marginal=("1.5",)), "clustering, marginal 1.5"),
     "lr": Arm("collapsed", _coef(CARTPOLE, "0", learning_rate="0.1", epochs=10), "PPO CartPole, no bonus, learning rate .1"),
     "sign": Arm("collapsed", _coef(ACROBOT, "-1"), "PPO Acrobot, coefficient -1 (wrong sign)"),
+    "slow": Arm("collapsing", _coef(CARTPOLE, "-1"), "PPO CartPole, coefficient -1 (wrong sign)"),
     "large": Arm("exploded", _coef(CARTPOLE, "3"), "PPO CartPole, coefficient 3"),
     "larger": Arm("exploded", _coef(CARTPOLE, "10"), "PPO CartPole, coefficient 10"),
     "small": Arm("no_effect", _coef(CARTPOLE, "1e-5"), "PPO CartPole, coefficient 1e-5"),
@@ -118,13 +124,27 @@ def rows_of(name: str, found: list[Trace]) -> list[dict[str, Any]]:
     """What the rules say of an arm: its own rule where it has a fault, all of them where it is healthy."""
     arm = ARMS[name]
     if arm.rule is not None:
-        rows = [count(arm.rule, arm.what, True, found)]
-        if arm.rule == "collapsed":
-            rows.append(count("collapsing", f"{arm.what}, cut", True, [one for trace in found if (one := falling(trace)) is not None]))
-        return rows
+        if arm.rule == "collapsing":
+            return [count("collapsing", f"{arm.what}, cut", True, [one for trace in found if (one := falling(trace)) is not None])]
+        return [count(arm.rule, arm.what, True, found)]
     rules = [rule.__name__ for rule in DEFAULT_RULES]
     rows = [count(rule, arm.what, False, found) for rule in rules if rule != "collapsing"]
     return [*rows, count("collapsing", f"{arm.what}, cut", False, [one for trace in found for one in prefixes(trace)])]
+
+
+def fixture(folder: Path, out: Path, member: int = 0, every: int = 2) -> None:
+    """Keep one member of a run as a small file for the tests: its configuration, then every other record with what rules look at, four digits."""
+    config = json.loads((folder / "config.json").read_text())
+    keep = {name: config[name] for name in ("recipe", "task", "run")}
+    lines = [{**keep, "config": {"steps": config["config"]["steps"]}, "members": [{"member": 0, "controller": config["members"][member].get("controller")}]}]
+    records = [record for record in read_records(folder).lines if record.get("member") == member and "event" not in record]
+    seen = {column for names in KNOWN.values() for column in names} | {"step"}
+    for index, record in enumerate(records):
+        kept = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in record.items() if name in seen}
+        if len(kept) > 1 and (index % every == 0 or "eval/return" in kept or index == len(records) - 1):
+            lines.append(kept)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode(), mtime=0))
 
 
 def page(rows: list[dict[str, Any]]) -> str:
@@ -146,6 +166,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS), metavar="NAME")
     parser.add_argument("--keep", type=Path, help="keep the runs in this folder")
+    parser.add_argument("--fixtures", type=Path, help="keep the first member of each arm as a fixture of the tests in this folder")
     parser.add_argument("--page", action="store_true", help="put the table onto docs/diagnose.md")
     parser.add_argument("--out", type=Path, default=RESULTS / "diagnosis.csv")
     args = parser.parse_args()
@@ -154,7 +175,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in args.arms:
             start = time.process_time()
-            rows += rows_of(name, traces(ARMS[name], args.seed, args.seeds, (args.keep or Path(folder)) / name.replace(" ", "_").replace(",", "")))
+            place = (args.keep or Path(folder)) / slug(name)
+            rows += rows_of(name, traces(ARMS[name], args.seed, args.seeds, place))
+            if args.fixtures:
+                fixture(max(place.iterdir(), key=lambda one: one.stat().st_mtime), args.fixtures / f"{slug(name)}.jsonl.gz")
             print(
                 name,
                 round(time.process_time() - start, 1),

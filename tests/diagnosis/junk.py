@@ -36,9 +36,34 @@ GOOD = {
     "console.log": b"words\n" + b"".join(b"x step:%d - actor/entropy:%f - critic/score/mean:%d\n" % (step, 1 / step, step) for step in STEPS),
     "events.out.tfevents.1": record(field(3, b"brain.Event:2")) + b"".join(scalar(b"losses/entropy", step, 1 / step) for step in STEPS),
 }
-TOKENS = [b"", b"\0", b"\n", b",", b'"', b"{", b"}", b"[", b"NaN", b"1e999", b"-1", b"abc", b"\xff\xfe", b"null", b"true", b'{"a":1}', b"9" * 400, b"[" * 2000, b"\r", b"\x1b[1m"]
+TOKENS = [
+    b"",
+    b"\0",
+    b"\n",
+    b",",
+    b'"',
+    b"{",
+    b"}",
+    b"[",
+    b"NaN",
+    b"1e999",
+    b"-1",
+    b"abc",
+    b"\xff\xfe",
+    b"null",
+    b"true",
+    b'{"a":1}',
+    b"9" * 400,
+    b"[" * 2000,
+    b"\r",
+    b"\x1b[1m",
+]
 
-edits = st.lists(st.tuples(st.sampled_from(["cut", "put", "drop", "double", "flip"]), st.integers(0, 1000), st.sampled_from(TOKENS) | st.binary(max_size=6)), min_size=1, max_size=4)
+edits = st.lists(
+    st.tuples(st.sampled_from(["cut", "put", "drop", "double", "flip"]), st.integers(0, 1000), st.sampled_from(TOKENS) | st.binary(max_size=6)),
+    min_size=1,
+    max_size=4,
+)
 values = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.lists(st.integers(), max_size=2) | st.just({"a": 1})
 names = st.sampled_from(["step", "entropy", "return", "coef", "member", "entropy_loss", "event", "data", "entropy/max", "grad_share", "entropy/target", "x"])
 tables = st.lists(st.dictionaries(names, values, max_size=5), min_size=1, max_size=14)

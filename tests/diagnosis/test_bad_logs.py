@@ -7,9 +7,9 @@ import sys
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from tests.diagnosis import junk
 
 from entreg import cli
+from tests.diagnosis import junk
 
 LINE = {
     "empty.csv": (b"", "holds no records"),
@@ -90,7 +90,9 @@ def test_no_permission(tmp_path):
     (tmp_path / "log.csv").chmod(0)
     code = "import os, sys; os.geteuid() or os.seteuid(65534); from entreg.diagnosis import command; sys.exit(command.run(['log.csv']))"
     tmp_path.chmod(0o755)
-    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, text=True, capture_output=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, text=True, capture_output=True, check=False
+    )
     assert (ended.returncode, ended.stderr) == (2, "entreg: log.csv: cannot be read (Permission denied)\n")
 
 
@@ -101,7 +103,9 @@ def test_one_bad_log_among_good_ones_does_not_hide_their_findings(tmp_path, caps
     assert status == 2 and "good.csv" in out and "bad.csv" in err and "good.csv" not in err
 
 
-@pytest.mark.parametrize("start", [b"", b"step,entropy\n1,0.5\n", b'{"step": 1, "entropy": 0.5}\n', junk.GOOD["events.out.tfevents.1"]], ids=["nothing", "csv", "jsonl", "events"])
+@pytest.mark.parametrize(
+    "start", [b"", b"step,entropy\n1,0.5\n", b'{"step": 1, "entropy": 0.5}\n', junk.GOOD["events.out.tfevents.1"]], ids=["nothing", "csv", "jsonl", "events"]
+)
 def test_two_gigabytes_of_zeros_are_refused_in_little_memory(tmp_path, capsys, start):
     path = tmp_path / "log"
     with path.open("wb") as file:

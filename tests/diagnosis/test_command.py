@@ -11,11 +11,16 @@ from entreg.record import Recorder
 
 def collapse(steps, *, start=1, member=0, rate=0.8):
     """Records of a policy that loses its entropy and earns nothing."""
-    return [{"step": step, "member": member, "entropy": 0.69 * rate**step, "entropy/max": rate**step, "return": 9.0 + step % 2} for step in range(start, start + steps)]
+    return [
+        {"step": step, "member": member, "entropy": 0.69 * rate**step, "entropy/max": rate**step, "return": 9.0 + step % 2}
+        for step in range(start, start + steps)
+    ]
 
 
 def healthy(steps, member=0):
-    return [{"step": step, "member": member, "entropy": 0.69 - 0.01 * step, "entropy/max": 1 - 0.014 * step, "return": 9.0 + step} for step in range(1, steps + 1)]
+    return [
+        {"step": step, "member": member, "entropy": 0.69 - 0.01 * step, "entropy/max": 1 - 0.014 * step, "return": 9.0 + step} for step in range(1, steps + 1)
+    ]
 
 
 def write(folder, records):
@@ -40,7 +45,11 @@ def test_a_finding_of_severity_fail_is_exit_status_one_and_says_what_to_do(tmp_p
 
 def test_a_healthy_run_is_exit_status_zero(tmp_path, capsys):
     status, out, err = diagnose(capsys, write(tmp_path / "run", healthy(40)))
-    assert (status, err) == (0, "") and "ok   none of 10 rules holds" in out and out.startswith(f"{tmp_path / 'run'}: entreg, to step 40, reads entropy, reward, share")
+    assert (
+        (status, err) == (0, "")
+        and "ok   none of 10 rules holds" in out
+        and out.startswith(f"{tmp_path / 'run'}: entreg, to step 40, reads entropy, reward, share")
+    )
 
 
 def test_members_of_a_population_share_a_line(tmp_path, capsys):

@@ -158,18 +158,16 @@ def uncommitted(trace: Trace) -> str | None:
 
 
 def marginal_collapse(trace: Trace) -> Finding | None:
-    """The mean prediction uses less than half of the classes that it should, at the end."""
-    if "classes" not in trace:
+    """The mean prediction uses less than half of the classes that it should, at the end: of the prior's, or of the most that it ever used."""
+    if "classes" in trace:
+        (step, share), of = trace.columns["classes"], "of the prior's classes"
+    elif "marginal" in trace:
+        step, marginal = trace.columns["marginal"]
+        share, of = np.exp(marginal - float(marginal.max())), "of the classes that it has used"
+    else:
         return None
-    step, share = trace.columns["classes"]
-    late = trace.mean("classes", 0.9)
+    late = Trace({"classes": Column(step, share)}).mean("classes", 0.9)
     if late >= 0.5:
         return None
-    since = step[onset((share < 0.5).tolist())]
-    return found(
-        trace,
-        "marginal_collapse",
-        "fail",
-        since,
-        f"the mean prediction uses {percent(late)} of the prior's classes, under half since step {shown(float(since))}",
-    )
+    since = float(step[onset((share < 0.5).tolist())])
+    return found(trace, "marginal_collapse", "fail", since, f"the mean prediction uses {percent(late)} {of}, under half since step {shown(since)}")
