@@ -82,6 +82,7 @@ def made(facts=None, **columns):
 
 
 RISING = STEP * 2 + 10
+STUCK = np.minimum(STEP, 50)
 TURN = np.where(STEP % 10 < 5, 1.0, -1.0)
 
 
@@ -139,14 +140,12 @@ TURN = np.where(STEP % 10 < 5, 1.0, -1.0)
         (made(coef=0.1 - STEP / 1000, facts=Facts(planned=100.0)), []),
         (made(coef=0.1 - STEP / 2000, facts=Facts(planned=250.0)), []),
         (
-            made(
-                coef=np.maximum(0.1 - STEP / 500, 0.05), share=0.6, grad_share=0.2, reward=np.where(STEP < 50, STEP, 50), facts=Facts(planned=100.0, best=200.0)
-            ),
+            made(coef=np.maximum(0.1 - STEP / 500, 0.05), share=0.6, grad_share=0.2, reward=STUCK, facts=Facts(planned=100.0, best=200.0)),
             ["schedule"],
         ),
         (made(coef=np.maximum(0.1 - STEP / 500, 0.05), share=0.6, grad_share=0.2, reward=RISING, facts=Facts(planned=100.0)), []),
-        (made(coef=0.1, share=0.6, grad_share=0.2, reward=np.where(STEP < 50, STEP, 50), facts=Facts(planned=100.0, best=200.0)), ["should_decay"]),
-        (made(coef=0.1, share=0.6, grad_share=0.2, reward=np.where(STEP < 50, STEP, 50), facts=Facts(planned=300.0, best=200.0)), []),
+        (made(coef=0.1, share=0.6, grad_share=0.2, reward=STUCK, facts=Facts(planned=100.0, best=200.0)), ["should_decay"]),
+        (made(coef=0.1, share=0.6, grad_share=0.2, reward=STUCK, facts=Facts(planned=300.0, best=200.0)), []),
     ],
 )
 def test_known_answers(trace, found):
