@@ -2,27 +2,33 @@
 
     python -m bench.diagnosis [--seed 1000] [--seeds 20] [--arms NAME ...] [--keep FOLDER] [--page]
 
-Every arm is a population of one of our recipes with `--seeds` members. A member counts as alarmed when the rule says `warn` or `fail`; `info` is counted beside.
-`collapsing` is asked of the logs of collapsing members cut where entropy passes a third of its maximum, and of healthy ones cut at a quarter, half and three
-quarters. Thresholds were set on seeds 0 to 9 of some of these arms; the table is of seeds from 1000, which were looked at once.
+Every arm is a population of one of our recipes with `--seeds` members. A member counts as alarmed when the rule says `warn` or `fail`.
+`collapsing` is asked as `--watch` asks it: of the log as it grows, until entropy passes 5 % where it does, else at 40 steps to the end; one alarm counts.
+Thresholds were set on seeds 0 to 9 of some of these arms; the table is of seeds from 1000, which were looked at once.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
+import json
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from bench.common import RESULTS, machine, onto_page, table, write
 
 from entreg.diagnosis import DEFAULT_RULES, Trace, judge, read
+from entreg.diagnosis.names import KNOWN
+from entreg.diagnosis.policies import collapsing
 from entreg.diagnosis.traces import Column
+from entreg.folder import slug
 from entreg.recipes import bandit, clustering, ppo, sac
+from entreg.record import read_records
 from entreg.run import Run, RunSettings
 
 PAGE = Path(__file__).parent.parent / "docs" / "diagnose.md"
@@ -56,6 +62,8 @@ ARMS = {
     "clusters": Arm(None, replace(CLUSTERS, marginal=("1.5",)), "clustering, marginal 1.5"),
     "lr": Arm("collapsed", _coef(CARTPOLE, "0", learning_rate="0.1", epochs=10), "PPO CartPole, no bonus, learning rate .1"),
     "sign": Arm("collapsed", _coef(ACROBOT, "-1"), "PPO Acrobot, coefficient -1 (wrong sign)"),
+    "slow": Arm("collapsing", _coef(CARTPOLE, "-1", learning_rate="linear(0.0005, 0)"), "PPO CartPole, coefficient -1 (wrong sign), learning rate .0005"),
+    "slower": Arm("collapsing", _coef(CARTPOLE, "-0.5", learning_rate="linear(0.0003, 0)"), "PPO CartPole, coefficient -.5 (wrong sign), learning rate .0003"),
     "large": Arm("exploded", _coef(CARTPOLE, "3"), "PPO CartPole, coefficient 3"),
     "larger": Arm("exploded", _coef(CARTPOLE, "10"), "PPO CartPole, coefficient 10"),
     "small": Arm("no_effect", _coef(CARTPOLE, "1e-5"), "PPO CartPole, coefficient 1e-5"),
@@ -82,29 +90,31 @@ def traces(arm: Arm, seed: int, seeds: int, out: Path) -> list[Trace]:
 
 
 def cut(trace: Trace, step: float) -> Trace:
-    """The trace as it was at a step."""
+    """The trace as it was at a step, when nobody knew the best reward to come."""
     columns = {}
     for name, column in trace.columns.items():
         kept = column.step <= step
         if kept.any():
             columns[name] = Column(column.step[kept], column.value[kept])
-    return replace(trace, columns=columns)
+    return replace(trace, columns=columns, facts=replace(trace.facts, best=None, worst=None))
 
 
-def falling(trace: Trace) -> Trace | None:
-    """The trace of a member that collapses, cut where its entropy has passed a third of the maximum; None where it does not, or at once."""
-    share = trace.columns["share"]
-    below = share.value < 1 / 3
-    if share.value[-3:].mean() >= 0.05 or below.all() or not below.any():
-        return None
-    at = int(below.argmax())
-    return cut(trace, share.step[at]) if at >= 10 else None
+def watched(trace: Trace, fault: bool) -> list[Trace] | None:
+    """What `--watch` would see: the trace at 40 steps of its course; with a fault until entropy passes 5 %, None for a member that does not collapse."""
+    ends = np.linspace(trace.first, trace.last, 41)[1:]
+    if fault:
+        share = trace.columns["share"]
+        if share.value[-3:].mean() >= 0.05:
+            return None
+        ends = share.step[: int((share.value < 0.05).argmax())]
+    return [cut(trace, float(end)) for end in ends]
 
 
-def prefixes(trace: Trace) -> Iterator[Trace]:
-    """A healthy trace at a quarter, a half and three quarters."""
-    for part in (0.25, 0.5, 0.75):
-        yield cut(trace, trace.first + part * (trace.last - trace.first))
+def foreseen(arm: str, fault: bool, of: list[Trace]) -> dict[str, Any]:
+    """In how many of the runs `collapsing` is heard at any look."""
+    looks = [found for trace in of if "share" in trace.columns and (found := watched(trace, fault)) is not None]
+    alarms = sum(any(collapsing(look) is not None for look in found) for found in looks)
+    return {"rule": "collapsing", "arm": arm, "fault": int(fault), "runs": len(looks), "alarms": alarms, "infos": 0}
 
 
 def count(rule: str, arm: str, fault: bool, of: list[Trace]) -> dict[str, Any]:
@@ -118,13 +128,27 @@ def rows_of(name: str, found: list[Trace]) -> list[dict[str, Any]]:
     """What the rules say of an arm: its own rule where it has a fault, all of them where it is healthy."""
     arm = ARMS[name]
     if arm.rule is not None:
-        rows = [count(arm.rule, arm.what, True, found)]
-        if arm.rule == "collapsed":
-            rows.append(count("collapsing", f"{arm.what}, cut", True, [one for trace in found if (one := falling(trace)) is not None]))
-        return rows
+        if arm.rule == "collapsing":
+            return [foreseen(arm.what, True, found)]
+        return [count(arm.rule, arm.what, True, found)]
     rules = [rule.__name__ for rule in DEFAULT_RULES]
     rows = [count(rule, arm.what, False, found) for rule in rules if rule != "collapsing"]
-    return [*rows, count("collapsing", f"{arm.what}, cut", False, [one for trace in found for one in prefixes(trace)])]
+    return [*rows, foreseen(arm.what, False, found)]
+
+
+def fixture(folder: Path, out: Path, member: int = 0, every: int = 2) -> None:
+    """Keep one member of a run as a small file for the tests: its configuration, then every other record with what rules look at, four digits."""
+    config = json.loads((folder / "config.json").read_text())
+    keep = {name: config[name] for name in ("recipe", "task", "run")}
+    lines = [{**keep, "config": {"steps": config["config"]["steps"]}, "members": [{"member": 0, "controller": config["members"][member].get("controller")}]}]
+    records = [record for record in read_records(folder).lines if record.get("member") == member and "event" not in record]
+    seen = {column for names in KNOWN.values() for column in names} | {"step"}
+    for index, record in enumerate(records):
+        kept = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in record.items() if name in seen}
+        if len(kept) > 1 and (index % every == 0 or "eval/return" in kept or index == len(records) - 1):
+            lines.append(kept)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode(), mtime=0))
 
 
 def page(rows: list[dict[str, Any]]) -> str:
@@ -146,6 +170,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS), metavar="NAME")
     parser.add_argument("--keep", type=Path, help="keep the runs in this folder")
+    parser.add_argument("--fixtures", type=Path, help="keep the first member of each arm as a fixture of the tests in this folder")
     parser.add_argument("--page", action="store_true", help="put the table onto docs/diagnose.md")
     parser.add_argument("--out", type=Path, default=RESULTS / "diagnosis.csv")
     args = parser.parse_args()
@@ -154,7 +179,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in args.arms:
             start = time.process_time()
-            rows += rows_of(name, traces(ARMS[name], args.seed, args.seeds, (args.keep or Path(folder)) / name.replace(" ", "_").replace(",", "")))
+            place = (args.keep or Path(folder)) / slug(name)
+            rows += rows_of(name, traces(ARMS[name], args.seed, args.seeds, place))
+            if args.fixtures:
+                fixture(max(place.iterdir(), key=lambda one: one.stat().st_mtime), args.fixtures / f"{slug(name)}.jsonl.gz")
             print(
                 name,
                 round(time.process_time() - start, 1),

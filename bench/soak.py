@@ -1,6 +1,6 @@
-"""The long fault tests: a records file cut at every byte, and runs that are killed again and again (the disk that fails is in the suite).
+"""The long fault tests: a records file cut at every byte, runs that are killed again and again (the disk that fails is in the suite), and broken logs.
 
-    python -m bench.soak [--kills 30] [--seed 0]
+    python -m bench.soak [--kills 30] [--logs 100000] [--seed 0]
 
 Prints one line a part and exits with 1 when anything was lost, doubled or different. Each killed run is compared with an undisturbed one:
 records without times, and the newest checkpoint bit for bit.
@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from hypothesis import HealthCheck, given, seed, settings
 from tests import faults
+from tests.diagnosis import junk
 
 from entreg import disk
 from entreg.record import FILE, Recorder, read_records
@@ -84,6 +86,20 @@ def kill(subject: Subject, out: Path, args: argparse.Namespace) -> str:
     return f"{met} kills over {runs} runs, {len(faults.lasting(whole))} records each: 0 lost, 0 doubled, states equal"
 
 
+def broken_logs(out: Path, args: argparse.Namespace) -> str:
+    """`entreg diagnose` on `args.logs` broken logs: it never raises."""
+    met = {0: 0, 1: 0, 2: 0}
+
+    @settings(max_examples=args.logs, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @seed(args.seed)
+    @given(junk.logs())
+    def each(log: tuple[str, bytes]) -> None:
+        met[junk.check(out, *log)] += 1
+
+    each()
+    return f"{sum(met.values())} logs: {met[0]} without a failure, {met[1]} with one, {met[2]} refused or cut off, 0 tracebacks"
+
+
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two states are equal bit for bit."""
     return pack(one) == pack(other)
@@ -108,9 +124,10 @@ def main() -> int:
     """All parts, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--logs", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    held = [run("records", cut_everywhere, args)]
+    held = [run("records", cut_everywhere, args), run("logs", broken_logs, args)]
     for subject in SUBJECTS:
         held.append(run(subject.name, lambda out, args, subject=subject: kill(subject, out, args), args))
     return 0 if all(held) else 1

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from tests.diagnosis import junk
 
 from entreg import cli
+from tests.diagnosis import junk
 
 LINE = {
     "empty.csv": (b"", "holds no records"),

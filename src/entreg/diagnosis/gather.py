@@ -177,7 +177,7 @@ class Gather:
         return f", the first is at {self._collector.lost[name][1]}" if name in self._collector.lost else ""
 
     def _check_known(self, chosen: naming.Names, span: Mapping[str, Any]) -> None:
-        if {"entropy", "share", "coef", "grad_share", "classes", "regularised"} & set(chosen.choices):
+        if {"entropy", "share", "coef", "grad_share", "classes", "marginal", "regularised"} & set(chosen.choices):
             return
         empty = [name for name in self._collector.seen if name not in span and name in naming.INTERESTING]
         if empty:

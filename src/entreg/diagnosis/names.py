@@ -37,6 +37,7 @@ KNOWN: dict[str, tuple[str, ...]] = {
     "coef_loss": ("train/ent_coef_loss",),
     "grad_share": ("grad_share", "entreg/grad_share"),
     "classes": ("marginal/share",),
+    "marginal": ("marginal", "entropy/marginal"),
 }
 LOSSES = ("train/entropy_loss", "entropy_loss", "losses/entropy_loss", "actor/entropy_loss")  # two signs in the field
 PREFIXES = ("train/", "train_", "info/learner/default_policy/learner_stats/", "learners/default_policy/", "info/")  # that trackers put before names

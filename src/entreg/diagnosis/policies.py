@@ -12,7 +12,7 @@ from entreg.diagnosis.traces import Column, Trace, percent, shown, slope, with_g
 NO_EFFECT = 0.01  # share of the gradient below which a bonus does nothing that could be seen
 PULLS = 0.02  # share of the gradient from which a bonus can be what keeps a policy from committing
 HOLDS = 0.1  # share of the gradient above which a bonus holds the policy where it is (PPO on CartPole: .03 at coefficient .1, .2 at 1)
-SOON = 0.5  # how much longer than the log, as a share of it, an extrapolation may go where no plan is known
+SOON = 0.5  # how far beyond the log, as a share of it, an extrapolation may go: healthy Acrobot falls in the middle of a run as a collapse does
 
 
 def collapsed(trace: Trace) -> Finding | None:
@@ -52,7 +52,7 @@ def collapsing(trace: Trace) -> Finding | None:
     if fall >= 0 or slope(Column(*trace.span("share", 0.8))) >= 0:
         return None
     meets = trace.last + (math.log(LOW) - math.log(now)) / fall
-    end = trace.facts.planned if trace.facts.planned else trace.last + SOON * (trace.last - trace.first)
+    end = min(trace.facts.planned or math.inf, trace.last + SOON * (trace.last - trace.first))
     if meets >= end or ("reward" in trace and not _stands_still(trace)):
         return None
     when = (
@@ -158,18 +158,16 @@ def uncommitted(trace: Trace) -> str | None:
 
 
 def marginal_collapse(trace: Trace) -> Finding | None:
-    """The mean prediction uses less than half of the classes that it should, at the end."""
-    if "classes" not in trace:
+    """The mean prediction uses less than half of the classes that it should, at the end: of the prior's, or of the most that it ever used."""
+    if "classes" in trace:
+        (step, share), of = trace.columns["classes"], "of the prior's classes"
+    elif "marginal" in trace:
+        step, marginal = trace.columns["marginal"]
+        share, of = np.exp(marginal - float(marginal.max())), "of the classes that it has used"
+    else:
         return None
-    step, share = trace.columns["classes"]
-    late = trace.mean("classes", 0.9)
+    late = Trace({"classes": Column(step, share)}).mean("classes", 0.9)
     if late >= 0.5:
         return None
-    since = step[onset((share < 0.5).tolist())]
-    return found(
-        trace,
-        "marginal_collapse",
-        "fail",
-        since,
-        f"the mean prediction uses {percent(late)} of the prior's classes, under half since step {shown(float(since))}",
-    )
+    since = float(step[onset((share < 0.5).tolist())])
+    return found(trace, "marginal_collapse", "fail", since, f"the mean prediction uses {percent(late)} {of}, under half since step {shown(since)}")

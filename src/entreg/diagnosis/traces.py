@@ -2,7 +2,7 @@
 
 Names: `entropy` (Shannon, nats), `share` (of the largest entropy there is), `reward` (more is better), `greedy` (reward of the most probable actions), `coef`,
 `target` (nats), `regularised` (the entropy that the controller sees, nats), `gap` (that minus target), `grad_share` (the bonus's share of the gradient),
-`classes` (perplexity of the mean prediction over that of the prior). Values are finite and ordered by step.
+`classes` (perplexity of the mean prediction over that of the prior), `marginal` (entropy of the mean prediction, nats). Values are finite and ordered by step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-NAMES = ("entropy", "share", "reward", "greedy", "coef", "target", "regularised", "gap", "grad_share", "classes")
 LEAST = 3  # values that a window has at least
 
 
