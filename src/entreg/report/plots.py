@@ -3,7 +3,8 @@
     {"title", "x", "y", "caption", "kind", "series": [{"name", "group", "x", "y", "low", "high", "text"}]}
 
 `kind` is lines (default), points, bars or stack (bars on each other); `group` numbers the setting whose colour a series has and whose button hides it, and a
-series without one stands in the plot's own legend; `low` and `high` are a band around y, `text` a word at each point. Only title and series, with x and y, must be there. What is no plot is left out and counted.
+series without one stands in the plot's own legend; `low` and `high` are a band around y, `text` a word at each point. Only title and series, with x and y,
+must be there. What is no plot is left out and counted.
 """
 
 from __future__ import annotations
