@@ -27,7 +27,14 @@ def test_a_line_has_the_colour_and_the_button_of_its_setting(tmp_path):
     assert line["legendgroup"] == band["legendgroup"] == "1" and line["marker"]["color"] == styles(groups)[1].colour
     assert (line["x"], line["y"], line["text"], line["mode"]) == ([0, 1], [2, 3], ["p", "&lt;q&gt;"], "lines+markers+text")
     assert band["y"] == [3, 4, 2, 1] and band["x"] == [0, 1, 1, 0]
-    assert figure.plot["layout"]["xaxis"]["title"]["text"] == "a"
+    assert figure.plot["layout"]["xaxis"]["title"]["text"] == "a" and not figure.plot["layout"]["showlegend"]
+
+
+def test_a_series_of_no_setting_stands_in_the_plots_own_legend(tmp_path):
+    bound = {"name": "log V", "x": [0, 1], "y": [1, 1]}
+    (figure,), _ = read(tmp_path, [{"title": "T", "series": [LINE, bound, bound | {"name": "other"}]}])
+    assert [trace["showlegend"] for trace in figure.plot["data"]] == [False, True, True] and figure.plot["layout"]["showlegend"]
+    assert len({trace["legendgroup"] for trace in figure.plot["data"]}) == 3
 
 
 @pytest.mark.parametrize(("kind", "type_", "mode"), [("points", "scatter", "markers"), ("bars", "bar", "group"), ("stack", "bar", "stack")])

@@ -2,9 +2,9 @@
 
     {"title", "x", "y", "caption", "kind", "log", "series": [{"name", "group", "x", "y", "low", "high", "text"}]}
 
-`kind` is lines (default), points (on one scale), scatter, bars or stack (bars on each other); with `log` x is logarithmic;
-`group` numbers the setting whose colour a series has and whose button hides it; `low` and `high` are a band around y, `text` a word at each point.
-Only title and series, with x and y, must be there. What is no plot is left out and counted.
+`kind` is lines (default), points (on one scale), scatter, bars or stack (bars on each other); with `log` x is logarithmic; `group` numbers the setting whose
+colour a series has and whose button hides it, and a series without one stands in the plot's own legend; `low` and `high` are a band around y, `text` a word at
+each point. Only title and series, with x and y, must be there. What is no plot is left out and counted.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ def _figure(given: Any, chosen: list[Style]) -> Figure | None:
         return None
     axes: dict[str, dict[str, Any]] = {axis: {"title": {"text": html.escape(text(given.get(axis, "")))}} for axis in ("x", "y")}
     layout: dict[str, Any] = {"xaxis": axes["x"], "yaxis": axes["y"], "hovermode": "closest", "showlegend": False, "shapes": [], "annotations": []}
+    if any(trace["showlegend"] for of in series for trace in of):
+        layout |= {"showlegend": True, "legend": {"orientation": "h", "y": -0.25}}
     if kind in ("bars", "stack"):
         layout |= {"barmode": "stack" if kind == "stack" else "group"}
     if kind == "points":
@@ -64,10 +66,11 @@ def _series(given: Any, kind: Any, index: int, chosen: list[Style]) -> list[dict
     if not isinstance(x, list) or not isinstance(y, list) or not x or len(x) != len(y):
         return None
     group = given.get("group")
-    style = chosen[group] if isinstance(group, int) and 0 <= group < len(chosen) else Style(PALETTE[index % len(PALETTE)])
+    known = isinstance(group, int) and 0 <= group < len(chosen)
+    style = chosen[group] if known else Style(PALETTE[index % len(PALETTE)])
     name = html.escape(text(given.get("name", "")))
-    shared = {"name": name, "showlegend": False, "legendgroup": str(group), "x": [_place(value) for value in x]}
-    trace = shared | {"y": _numbers(y), "hovertemplate": f"{name}<br>%{{x:.4~g}}, %{{y:.4~g}}<extra></extra>"}
+    shared = {"name": name, "showlegend": False, "legendgroup": str(group) if known else f"own {index}", "x": [_place(value) for value in x]}
+    trace = shared | {"showlegend": not known and bool(name), "y": _numbers(y), "hovertemplate": f"{name}<br>%{{x:.4~g}}, %{{y:.4~g}}<extra></extra>"}
     if kind in ("bars", "stack"):
         return [trace | {"type": "bar", "marker": {"color": style.colour}}]
     words = columns["text"] if isinstance(columns["text"], list) and len(columns["text"]) == len(x) else []

@@ -241,7 +241,7 @@ class SemiStudy(Study):
         )
         caption = "From the first record to the last, means over seeds, on unlabelled images. Good is top left: sure of each image, all classes in use. "
         caption += "Bottom left is class collapse; the lines are the largest marginal entropy and where all predictions are the same."
-        plot = {"title": "Phase plane", "x": "conditional entropy (nats)", "y": "marginal entropy (nats)", "caption": caption, "series": [*series, *bounds]}
+        plot = {"title": "Phase plane", "x": "conditional entropy (nats)", "y": "marginal entropy (nats)", "caption": caption, "series": [*bounds, *series]}
         loop.write_plots(run.folder, [plot])
 
     def state_dict(self) -> dict[str, Any]:
