@@ -40,13 +40,15 @@ def imported(example):
     return {name.split(".")[0] for name in [*names, *(node.module for node in nodes if isinstance(node, ast.ImportFrom))]}
 
 
-def cases():
-    for example in EXAMPLES:
-        if example.name != "training_loop.py":  # above
-            yield pytest.param(example, marks=[pytest.mark.slow] if imported(example) & HOSTS else [], id=example.name)
+OWN_TESTS = {"training_loop", "score_function", "sb3_ppo", "torchrl_ppo", "lightning_classifier", "transformers_classifier"}  # above, and in test_examples.py
+CASES = [
+    pytest.param(example, marks=[pytest.mark.slow] if imported(example) & HOSTS else [], id=example.name)
+    for example in EXAMPLES
+    if example.stem not in OWN_TESTS and not example.stem.startswith("journey_")  # tests/journeys
+]
 
 
-@pytest.mark.parametrize("example", cases())
+@pytest.mark.parametrize("example", CASES)
 def test_every_example_runs(example, tmp_path):
     if missing := [name for name in imported(example) if find_spec(name) is None]:
         pytest.skip(f"needs {', '.join(missing)}")

@@ -52,7 +52,12 @@ def test_flags_stand_over_an_example():
     assert (config.steps, config.coef, config.epochs) == (512, ("0",), 20)
 
 
-HOSTS = {"sb3_ppo": "sb3_contrib", "torchrl_ppo": "torchrl", "lightning_classifier": "lightning", "transformers_classifier": "accelerate"}  # the script, and what it needs
+HOSTS = {
+    "sb3_ppo": "sb3_contrib",
+    "torchrl_ppo": "torchrl",
+    "lightning_classifier": "lightning",
+    "transformers_classifier": "accelerate",
+}  # the script, and what it needs
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ def diagnosed(path, capsys, *words):
     """The exit status and the rules that hold, with their severities."""
     capsys.readouterr()
     status = cli.main(["diagnose", str(path), "--json", *words])
-    return status, {found["rule"]: found for log in json.loads(capsys.readouterr().out)["logs"] for found in log["findings"]}
+    return status, {found["rule"]: found for found in json.loads(capsys.readouterr().out)["findings"]}
 
 
 def test_ppo_that_settled_for_the_near_reward_finds_the_far_one_with_two_lines(tmp_path, capsys):

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from entreg.diagnosis.coefficients import oscillating, runaway, saturated, schedule
-from entreg.diagnosis.findings import Finding, Rule
+from entreg.diagnosis.findings import Rule
 from entreg.diagnosis.gather import Gather, Log
 from entreg.diagnosis.policies import collapsed, collapsing, exploded, marginal_collapse, no_effect, should_decay
 from entreg.diagnosis.reading import logs_of, read
 from entreg.diagnosis.tables import as_floats
 from entreg.diagnosis.traces import Facts, Trace
+from entreg.finding import Finding
 from entreg.record import Record
 
 __all__ = ["DEFAULT_RULES", "Finding", "Log", "Rule", "Trace", "diagnose", "diagnose_log", "judge", "logs_of", "read"]

@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 
-from entreg.diagnosis.findings import Finding, Severity, enough, found, onset
+from entreg.diagnosis.findings import enough, found, onset
 from entreg.diagnosis.policies import uncommitted
 from entreg.diagnosis.traces import Array, Column, Trace, percent, shown, slope, with_gap
+from entreg.finding import Finding, Severity
 
 ALWAYS = 0.9  # share of the values that makes "all the time" of noisy ones
 SWINGS = 4  # crossings of the target, each to beyond the tolerance, from which a controller oscillates

@@ -11,10 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from entreg.diagnosis import DEFAULT_RULES, Finding, Log, diagnose_log, logs_of, read
+from entreg.diagnosis import DEFAULT_RULES, Log, diagnose_log, logs_of, read
 from entreg.diagnosis.columns import BadLog
 from entreg.diagnosis.names import check_given
 from entreg.diagnosis.reading import facts_with
+from entreg.finding import Finding
 from entreg.folder import warn
 
 LISTED = 12  # members that a line of a population lists

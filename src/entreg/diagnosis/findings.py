@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from entreg.diagnosis.advice import advice
 from entreg.diagnosis.traces import Trace
+from entreg.finding import Finding, Severity
 
-Severity = Literal["info", "warn", "fail"]
 ENOUGH = 10  # values a column needs before a rule speaks of its course
 LOW, HIGH = 0.05, 0.9  # shares of the maximum below and above which a policy has collapsed or has not begun to choose
 NEAR_BEST = 0.05  # of the range of rewards: what is nearer to the best than that is noise
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A rule that holds: where, how we know, and what to do. `member` of a population, `source` the log."""
-
-    rule: str
-    severity: Severity
-    step: int
-    evidence: str
-    advice: str
-    member: int = 0
-    source: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.severity} {self.rule} at step {self.step}: {self.evidence}; {self.advice}"
 
 
 Rule: TypeAlias = Callable[[Trace], Finding | None]

@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 
-from entreg.diagnosis.findings import HIGH, LOW, Finding, Severity, below_best, enough, flat, found, no_better, onset, reward_range
+from entreg.diagnosis.findings import HIGH, LOW, below_best, enough, flat, found, no_better, onset, reward_range
 from entreg.diagnosis.traces import Column, Trace, percent, shown, slope, with_gap, with_scale
+from entreg.finding import Finding, Severity
 
 NO_EFFECT = 0.01  # share of the gradient below which a bonus does nothing that could be seen
 PULLS = 0.02  # share of the gradient from which a bonus can be what keeps a policy from committing
