@@ -66,7 +66,7 @@ def lint(
     ...     return -(advantages * policy.log_prob(actions)).mean() + coef * policy.entropy().mean()
     >>> batch = {"logits": torch.zeros(32, 4), "actions": torch.arange(32) % 4, "advantages": torch.linspace(-1, 1, 32)}
     >>> for finding in lint(loss, batch, coef=0.01): print(finding)  # doctest: +ELLIPSIS
-    fail: sign: the loss rises with the entropy, and should do the opposite. loss - coef * entropy keeps entropy up; ...
+    fail sign: the loss rises with the entropy, and should do the opposite; loss - coef * entropy keeps entropy up; ...
 
     Source: `docs/lint.md`, each rule with the public bug behind it.
     """
