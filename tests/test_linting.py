@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.distributions import Categorical, Normal
 
 from entreg import EntropyRegularizer, functional, targets
-from entreg.functional import SHANNON, min_entropy, renyi, tsallis
+from entreg.functional import SHANNON, min_entropy, renyi, sequences, tsallis
 from entreg.linting import RULES, lint
 
 N, V, T = 12, 6, 9
@@ -90,7 +90,22 @@ def test_losses_of_steps_are_healthy(loss):
     assert lint(loss, batch(), coef=0.01) == []
 
 
-@pytest.mark.parametrize("loss", [trl, ours])
+def tokens(logits, actions, advantages, mask, coef):
+    """The blocked kernels, which compute in float32."""
+    stats = functional.token_stats(logits.flatten(0, 1), actions.flatten())
+    log_prob, entropy = (part.view(actions.shape) for part in (stats.log_prob, stats.entropy))
+    return masked_mean(-advantages * log_prob, mask) - coef * masked_mean(entropy, mask)
+
+
+def trajectories(logits, actions, advantages, mask, coef):
+    """The entropy of whole sequences: its second term is one of samples, and zero on average where logits do not depend on prefixes."""
+    log_prob, entropy = functional.categorical_stats(logits, actions)
+    baseline = sequences.others_mean(sequences.entropy_to_go(entropy, mask), mask)
+    bonus = sequences.sequence_entropy_loss(log_prob, entropy, mask, baseline=baseline)
+    return masked_mean(-advantages * log_prob, mask) + coef * masked_mean(bonus, mask)
+
+
+@pytest.mark.parametrize("loss", [trl, ours, tokens, trajectories])
 @pytest.mark.parametrize("ragged", [True, False])
 def test_losses_of_tokens_are_healthy(loss, ragged):
     assert lint(loss, batch(sequences=True, ragged=ragged), coef=0.01) == []
@@ -473,6 +488,8 @@ BAD = [
     ({"micro_batches": 13}, "micro_batches: 13; legal: 1 to 12"),
     ({"squashed": True}, "squashed: True"),
     ({"temperature": -1.0}, "temperature"),
+    ({"coef": "auto"}, "coef: 'auto'; legal"),
+    ({"target": "auto"}, "target: 'auto'; legal: nats"),
 ]
 
 
@@ -489,6 +506,9 @@ BATCHES = [
     ({"mask": torch.ones(N, 1)}, r"batch: mask is torch.float32 of shape \(12, 1\); legal is a tensor of shape \(12,\)"),
     ({"mask": torch.zeros(N)}, "batch: mask leaves no item"),
     ({"support": torch.ones(N, V)}, "legal is a boolean tensor"),
+    ({"logits": torch.full((N, V), math.nan)}, "batch: logits hold NaN or infinity"),
+    ({"logits": torch.full((N, V), math.inf)}, "batch: logits hold NaN or infinity"),
+    ({"logits": torch.zeros(N, 1)}, "batch: no item has two classes"),
     ({"advantages": torch.ones(5)}, "batch: advantages has 5 rows; legal are 12"),
 ]
 
