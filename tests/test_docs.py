@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import runpy
 import subprocess
 import sys
 import textwrap
@@ -49,17 +50,21 @@ CASES = [
 
 
 @pytest.mark.parametrize("example", CASES)
-def test_every_example_runs(example, tmp_path):
+def test_every_example_runs(example, tmp_path, monkeypatch, capsys):
     if missing := [name for name in imported(example) if find_spec(name) is None]:
         pytest.skip(f"needs {', '.join(missing)}")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run([sys.executable, example], cwd=tmp_path, env=environment, check=False, text=True, capture_output=True)
-    assert ended.returncode == 0, ended.stderr[-2000:]
+    if imported(example) & HOSTS:  # they change the process that they are in
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+        ended = subprocess.run([sys.executable, example], cwd=tmp_path, env=environment, check=False, text=True, capture_output=True)
+        assert ended.returncode == 0, ended.stderr[-2000:]
+        return
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(example), run_name="__main__")
     if example.name == "lint_losses.py":
-        found = re.findall(r"^(\S.*?):(?: (nothing) found)?$|^  (\w+: \w+):", ended.stdout, re.MULTILINE)
+        found = re.findall(r"^(\S.*?):(?: (nothing) found)?$|^  (\w+ \w+):", capsys.readouterr().out, re.MULTILINE)
         assert [next(filter(None, (rule, nothing, title))) for title, nothing, rule in found] == [
-            *("nothing", "sampled", "fail: sampled", "nothing", "by hand", "warn: dimension", "info: minus_inf"),
-            *("nothing", "entropy of the raw logits", "fail: temperature", "accumulated", "fail: target", "warn: micro_batches"),
+            *("nothing", "sampled", "fail sampled", "nothing", "by hand", "warn dimension", "info minus_inf"),
+            *("nothing", "entropy of the raw logits", "fail temperature", "accumulated", "fail target", "warn micro_batches"),
         ]
 
 

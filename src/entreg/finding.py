@@ -12,11 +12,11 @@ Severity = Literal["info", "warn", "fail"]
 class Finding:
     """One thing that is wrong: `rule` names it, `evidence` has the numbers, `advice` the setting or the line to change.
 
-    `step` is that of the record where it shows; 0 for a single batch. `member` is that of a population, `source` the log.
-    Raises ValueError for another severity.
+    `step` is that of the record where it shows (0: none, as of a single batch), `member` one of a population, `source` the log. Raises ValueError for another
+    severity.
 
     >>> print(Finding("collapsed", "fail", 1200, "entropy 0.01 of 1.39 nats", "coef: raise it to 0.02"))
-    fail: collapsed at step 1200: entropy 0.01 of 1.39 nats. coef: raise it to 0.02
+    fail collapsed at step 1200: entropy 0.01 of 1.39 nats; coef: raise it to 0.02
     """
 
     rule: str
@@ -34,4 +34,4 @@ class Finding:
     def __str__(self) -> str:
         """One line."""
         where = f" at step {self.step}" if self.step else ""
-        return f"{self.severity}: {self.rule}{where}: {self.evidence}. {self.advice}"
+        return f"{self.severity} {self.rule}{where}: {self.evidence}; {self.advice}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -66,7 +67,7 @@ def lint(
     ...     return -(advantages * policy.log_prob(actions)).mean() + coef * policy.entropy().mean()
     >>> batch = {"logits": torch.zeros(32, 4), "actions": torch.arange(32) % 4, "advantages": torch.linspace(-1, 1, 32)}
     >>> for finding in lint(loss, batch, coef=0.01): print(finding)  # doctest: +ELLIPSIS
-    fail: sign: the loss rises with the entropy, and should do the opposite. loss - coef * entropy keeps entropy up; ...
+    fail sign: the loss rises with the entropy, and should do the opposite; loss - coef * entropy keeps entropy up; ...
 
     Source: `docs/lint.md`, each rule with the public bug behind it.
     """
@@ -77,6 +78,8 @@ def lint(
     contract = Contract(_value("coef", coef), _value("kl_coef", kl_coef), 1 if sense == "maximize" else -1, mean == "sequences", denominator, reference)
     if denominator is not None:
         positive("denominator", denominator)
+    if target is not None and not isinstance(target, Real | Target):
+        raise ValueError(f"target: {target!r}; legal: nats, or a name of targets")
     if kl_coef is not None and (reference is None or ("logits" not in batch and "log_probs" not in batch)):
         raise ValueError("kl_coef: needs a categorical policy and its reference=, logits [*, V]")
     leaf, others = _leaf(batch)
@@ -119,8 +122,8 @@ def _term(probe: Probe, user: Tensor, micro_batches: int) -> list[Finding | None
 
 
 def _value(name: str, value: float | None) -> float | None:
-    if value is not None and not (math.isfinite(value) and value != 0):
-        raise ValueError(f"{name}: {value}; legal: a finite number that is not 0, at which the term shows, or None")
+    if value is not None and not (isinstance(value, Real) and math.isfinite(value) and value != 0):
+        raise ValueError(f"{name}: {value!r}; legal: a finite number that is not 0, at which the term shows, or None")
     return value
 
 
@@ -146,11 +149,15 @@ def _head(batch: Mapping[str, Any], family: Family, squashed: bool, temperature:
         return Gaussian(family, squashed, batch["mean"].shape[-1])
     if squashed:
         raise ValueError("squashed: True; legal for a categorical policy is False")
+    if temperature is not None and "log_probs" in batch:
+        raise ValueError(f"temperature: {temperature}; legal beside log_probs, which have their own, is None")
     return Categorical("logits" if "logits" in batch else "log_probs", family, batch.get("support"), positive("temperature", temperature or 1.0))
 
 
 def _check(others: Mapping[str, Any], leaf: Tensor, head: Head) -> None:
     items = leaf.shape[:-1]
+    if bool((leaf.isnan() | (leaf == math.inf)).any()) or (isinstance(head, Gaussian) and bool(leaf.isinf().any())):
+        raise ValueError(f"batch: {head.key} hold NaN or infinity; legal are finite numbers, and -inf for a class that does not exist")
     legal = {"mask": items, "support": leaf.shape, "actions": items if isinstance(head, Categorical) else (*items, leaf.shape[-1] // 2)}
     legal |= {"old_log_prob": items, "reference_log_prob": items}
     for name, shape in legal.items():
@@ -164,6 +171,8 @@ def _check(others: Mapping[str, Any], leaf: Tensor, head: Head) -> None:
             raise ValueError(f"batch: {name} has {len(value)} rows; legal are {len(leaf)}, as the policy's outputs have, or a tensor without dimensions")
     if "mask" in others and not bool((others["mask"] != 0).any()):
         raise ValueError("batch: mask leaves no item; legal is at least one")
+    if isinstance(head, Categorical) and not bool((head.live(leaf).sum(-1) > 1).any()):
+        raise ValueError("batch: no item has two classes to choose from; legal is at least one that has")
 
 
 def _described(value: Any) -> str:

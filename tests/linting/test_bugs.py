@@ -1,126 +1,18 @@
-"""`lint` on the bugs that people met, each with its healthy twin; and on our own correct losses, where it must be silent."""
+"""One bug an item, as it was reported, and the healthy twin."""
 
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.distributions import Categorical, Normal
 
-from entreg import EntropyRegularizer, functional, targets
-from entreg.functional import SHANNON, min_entropy, renyi, tsallis
-from entreg.linting import RULES, lint
-
-N, V, T = 12, 6, 9
-
-
-def batch(seed=0, *, sequences=False, ragged=False, classes=V, dtype=torch.float32):
-    """An on-policy batch `[N, V]`, or `[4, T, V]` with a mask."""
-    generator = torch.Generator().manual_seed(seed)
-    shape = (4, T) if sequences else (N,)
-    logits = torch.randn(*shape, classes, generator=generator)
-    actions = torch.multinomial(logits.softmax(-1).flatten(0, -2), 1, generator=generator).view(shape)
-    made = {"logits": logits.to(dtype), "actions": actions, "advantages": torch.randn(shape, generator=generator)}
-    if sequences:
-        lengths = torch.tensor([9, 3, 6, 5]) if ragged else torch.full((4,), T)
-        made["mask"] = (torch.arange(T) < lengths[:, None]).float()
-    return made
+from entreg import functional, targets
+from entreg.functional import renyi
+from entreg.linting import lint
+from tests.linting.losses import N, V, batch, evidence, gaussian, masked_mean, rules, sb3, token_entropy, trl
 
 
-def rules(*args, skip=("minus_inf",), **kwargs):
-    """The rules that are broken; by hand written p log p breaks `minus_inf`, which has a test of its own."""
-    found = lint(*args, skip=skip, **kwargs)
-    assert all(one.rule in RULES and one.step == 0 for one in found)
-    return [one.rule for one in found]
-
-
-def evidence(*args, skip=("minus_inf",), **kwargs):
-    (one,) = lint(*args, skip=skip, **kwargs)
-    return f"{one.rule}: {one.evidence}"
-
-
-# --- losses as people write them -----------------------------------------------------------------------------------------------------------------
-def sb3(logits, actions, advantages, coef):
-    """stable-baselines3: PPO.train, ratio 1."""
-    policy = Categorical(logits=logits)
-    log_prob = policy.log_prob(actions)
-    ratio = torch.exp(log_prob - log_prob.detach())
-    policy_loss = -torch.min(advantages * ratio, advantages * torch.clamp(ratio, 0.8, 1.2)).mean()
-    entropy_loss = -torch.mean(policy.entropy())
-    return policy_loss + coef * entropy_loss
-
-
-def cleanrl(logits, actions, advantages, coef):
-    """CleanRL: ppo.py, advantages normalised in the minibatch."""
-    policy = Categorical(logits=logits)
-    advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-    return (-advantages * policy.log_prob(actions)).mean() - coef * policy.entropy().mean()
-
-
-def masked_mean(values, mask):
-    return (values * mask).sum() / mask.sum()
-
-
-def token_entropy(logits):
-    log_probs = logits.float().log_softmax(-1) if logits.dtype in (torch.bfloat16, torch.float16) else logits.log_softmax(-1)
-    log_probs = torch.where(torch.isfinite(log_probs), log_probs, -1e9) if not torch.isfinite(log_probs).all() else log_probs
-    return -(log_probs.exp() * log_probs).sum(-1)
-
-
-def trl(logits, actions, advantages, mask, coef):
-    """TRL-like: token losses, one mean over the tokens that count."""
-    log_prob = logits.log_softmax(-1).gather(-1, actions[..., None]).squeeze(-1)
-    ratio = torch.exp(log_prob - log_prob.detach())
-    per_token = -ratio * advantages
-    return masked_mean(per_token, mask) - coef * masked_mean(token_entropy(logits), mask)
-
-
-def ours(logits, actions, advantages, coef, mask=None, support=None, family=SHANNON, sense="maximize"):
-    log_prob, entropy = functional.categorical_stats(logits, actions, family, support=support)
-    regularizer = EntropyRegularizer(coef, sense=sense) if coef else None
-    keep = torch.ones_like(advantages) if mask is None else mask
-    task = functional.tally(functional.policy_gradient(log_prob, advantages), keep).mean
-    return task + (regularizer(entropy, keep).loss if regularizer else 0)
-
-
-@pytest.mark.parametrize("loss", [sb3, cleanrl, ours])
-def test_losses_of_steps_are_healthy(loss):
-    assert lint(loss, batch(), coef=0.01) == []
-
-
-@pytest.mark.parametrize("loss", [trl, ours])
-@pytest.mark.parametrize("ragged", [True, False])
-def test_losses_of_tokens_are_healthy(loss, ragged):
-    assert lint(loss, batch(sequences=True, ragged=ragged), coef=0.01) == []
-
-
-FAMILIES = [SHANNON, renyi(0.5), renyi(2), tsallis(0.5), tsallis(2), min_entropy]
-
-
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(
-    st.integers(0, 10**6),
-    st.sampled_from(FAMILIES),
-    st.sampled_from(["maximize", "minimize"]),
-    st.floats(1e-4, 10),
-    st.booleans(),
-    st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
-)
-def test_our_own_losses_give_no_finding(seed, family, sense, coef, sequences, dtype):
-    made = batch(seed, sequences=sequences, ragged=seed % 2 == 0, dtype=dtype)
-    made["support"] = torch.rand(made["logits"].shape, generator=torch.Generator().manual_seed(seed)) < 0.7
-    made["support"].scatter_(-1, made["actions"][..., None], True)
-    made["support"][..., :2] = True
-
-    def loss(logits, coef, **others):
-        return ours(logits, coef=coef, family=family, sense=sense, **others)
-
-    assert lint(loss, made, coef=coef, family=family, sense=sense, seed=seed) == []
-
-
-# --- one bug an item, as it was reported, and the healthy twin ------------------------------------------------------------------------------------
 def test_temperature_openrlhf_1319():
     """OpenRLHF PR #1319: the entropy of softmax(z), the policy of softmax(z / T)."""
 
@@ -239,13 +131,6 @@ def test_sampled_log_prob_sb3_squashed():
         return coef * policy.log_prob(policy.sample()).mean()
 
     assert rules(own_samples, {"logits": made["logits"]}, coef=0.01) == ["sampled"]
-
-
-def gaussian(dims=3):
-    generator = torch.Generator().manual_seed(1)
-    mean, log_std = 0.5 * torch.randn(N, dims, generator=generator), 0.3 * torch.randn(N, dims, generator=generator) - 0.5
-    noise = torch.randn(N, dims, generator=generator)
-    return {"mean": mean, "log_std": log_std, "actions": (mean + log_std.exp() * noise).tanh()}
 
 
 def test_squashed_policies_rl_games_153():
@@ -439,87 +324,3 @@ def test_log_probs_in_the_place_of_logits_and_a_term_alone():
     assert lint(entropy, log_probs, coef=None, skip=["minus_inf"]) == []
     assert rules(lambda log_probs: -entropy(log_probs), log_probs, coef=None) == ["sign"]
     assert rules(lambda log_probs: entropy(log_probs.detach()), log_probs, coef=None) == ["detached"]
-
-
-@pytest.mark.slow
-def test_trl_in_person():
-    """TRL #7221 in 1.16."""
-    trl_utils = pytest.importorskip("trl.trainer.utils")
-    of_trl = lambda logits, coef: -coef * trl_utils.entropy_from_logits(logits).mean()  # noqa: E731
-    assert rules(of_trl, {"logits": batch()["logits"]}, coef=0.01, skip=()) == ["minus_inf"]
-
-
-def test_stable_baselines3_in_person():
-    """Categorical and Gaussian distributions are right, PPO on the squashed one pushes nowhere."""
-    hosts = pytest.importorskip("stable_baselines3.common.distributions")
-    wide, categorical = gaussian(), hosts.CategoricalDistribution(V)
-    diagonal, squashed = hosts.DiagGaussianDistribution(3), hosts.SquashedDiagGaussianDistribution(3)
-    entropy = lambda logits, coef: -coef * categorical.proba_distribution(logits).entropy().mean()  # noqa: E731
-    assert lint(entropy, {"logits": batch()["logits"]}, coef=0.01) == []
-    plain = lambda mean, log_std, actions, coef: -coef * diagonal.proba_distribution(mean, log_std).entropy().mean()  # noqa: E731
-    assert lint(plain, wide, coef=0.01) == []
-    assert squashed.proba_distribution(wide["mean"], wide["log_std"]).entropy() is None
-    fallback = lambda mean, log_std, actions, coef: coef * squashed.proba_distribution(mean, log_std).log_prob(actions).mean()  # noqa: E731
-    assert rules(fallback, wide, coef=0.01, squashed=True) == ["sampled"]
-
-
-BAD = [
-    ({"skip": ["masks"]}, "skip: \\['masks'\\]; legal: ignored, detached"),
-    ({"sense": "up"}, "sense, mean: 'up', 'items'"),
-    ({"coef": 0.0}, "coef: 0.0; legal: a finite number that is not 0"),
-    ({"coef": math.nan}, "coef: nan"),
-    ({"denominator": -1.0}, "denominator"),
-    ({"kl_coef": 0.1}, "kl_coef: needs a categorical policy and its reference="),
-    ({"micro_batches": 13}, "micro_batches: 13; legal: 1 to 12"),
-    ({"squashed": True}, "squashed: True"),
-    ({"temperature": -1.0}, "temperature"),
-]
-
-
-@pytest.mark.parametrize("wrong, message", BAD, ids=lambda x: next(iter(x)) if isinstance(x, dict) else "")
-def test_bad_settings_are_one_clear_error(wrong, message):
-    with pytest.raises(ValueError, match=message):
-        lint(sb3, batch(), **{"coef": 0.1, **wrong})
-
-
-BATCHES = [
-    ({"logits": None}, "batch: logits is NoneType"),
-    ({"logits": torch.zeros(3)}, r"batch: logits is torch.float32 of shape \(3,\); legal is a floating tensor \[\*, V\]"),
-    ({"log_probs": torch.zeros(N, V)}, r"batch: has \['logits', 'log_probs'\] of the policy's outputs"),
-    ({"mask": torch.ones(N, 1)}, r"batch: mask is torch.float32 of shape \(12, 1\); legal is a tensor of shape \(12,\)"),
-    ({"mask": torch.zeros(N)}, "batch: mask leaves no item"),
-    ({"support": torch.ones(N, V)}, "legal is a boolean tensor"),
-    ({"advantages": torch.ones(5)}, "batch: advantages has 5 rows; legal are 12"),
-]
-
-
-@pytest.mark.parametrize("wrong, message", BATCHES)
-def test_a_bad_batch_is_one_clear_error(wrong, message):
-    with pytest.raises(ValueError, match=message):
-        lint(sb3, {**batch(), **wrong}, coef=0.1)
-
-
-def test_a_loss_that_is_no_number_is_one_clear_error():
-    with pytest.raises(ValueError, match=r"loss: returned a tensor of shape \(12,\); legal is one floating number"):
-        lint(lambda logits, coef: logits.sum(-1), {"logits": batch()["logits"]}, coef=0.1)
-    with pytest.raises(ValueError, match="loss: returned float"):
-        lint(lambda logits, coef: 1.0, {"logits": batch()["logits"]}, coef=0.1)
-
-
-def test_nothing_of_the_callers_changes_and_the_same_seed_gives_the_same_findings():
-    made, state = batch(), torch.get_rng_state()
-    before = {key: value.clone() for key, value in made.items()}
-    loss = lambda logits, coef, **_: coef * Categorical(logits=logits).log_prob(Categorical(logits=logits).sample()).mean()  # noqa: E731
-    assert lint(loss, made, coef=0.1) == lint(loss, made, coef=0.1)
-    assert torch.equal(torch.get_rng_state(), state) and all(torch.equal(made[key], before[key]) for key in made)
-
-
-def test_a_loss_that_is_float32_inside_is_probed_in_float32():
-    network = torch.nn.Linear(V, V)
-    torch.nn.init.eye_(network.weight)
-    torch.nn.init.zeros_(network.bias)
-    logits = {"logits": batch()["logits"]}
-    at = lambda temperature: lambda logits, coef: -coef * Categorical(logits=network(logits) / temperature).entropy().mean()  # noqa: E731
-    assert rules(at(1), logits, coef=0.1) == []
-    assert rules(at(2), logits, coef=0.1) == ["temperature"]
-    assert evidence(at(1), logits, coef=0.1, skip=()) == "minus_inf: with one class at -inf in each item the loss raises ValueError"
