@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from entreg import cli, flags
+from entreg.record import read_records
 from entreg.rl.config import OffPolicyConfig, OnPolicyConfig, check, check_off_policy
 from entreg.rl.naming import find
 
@@ -51,7 +52,8 @@ def test_flags_stand_over_an_example():
     assert (config.steps, config.coef, config.epochs) == (512, ("0",), 20)
 
 
-HOSTS = {"sb3_ppo": "sb3_contrib", "torchrl_ppo": "torchrl", "lightning_classifier": "lightning", "transformers_classifier": "accelerate"}  # the script, and what it needs
+# the script, and what it needs
+HOSTS = {"sb3_ppo": "sb3_contrib", "torchrl_ppo": "torchrl", "lightning_classifier": "lightning", "transformers_classifier": "accelerate"}
 
 
 @pytest.mark.slow
@@ -64,3 +66,16 @@ def test_a_hosts_example_holds_the_entropy(script, tmp_path):
     ended = subprocess.run(command, cwd=tmp_path, env=environment, check=True, text=True, capture_output=True)
     without, controlled = (float(text) for text in re.findall(r"entropy (\d\.\d+)", ended.stdout))
     assert controlled > without + 0.03, ended.stdout
+
+
+@pytest.mark.slow
+def test_the_single_file_loop_holds_its_target_learns_and_can_be_read(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "error", ROOT / "examples" / "cleanrl_ppo.py"]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, text=True, capture_output=True)
+    folder = tmp_path / "runs" / "cleanrl-CartPole-v1"
+    lines = read_records(folder).lines
+    assert len(lines) == 50 and lines[-1]["step"] == 51_200
+    assert max(line["return"] for line in lines) > 150 and max(line["coef"] for line in lines) > 0
+    assert abs(sum(line["entropy"] for line in lines[-10:]) / 10 - lines[-1]["entropy/target"]) < 0.05
+    assert cli.main(["report", str(folder)]) == 0 and (folder / "report.html").stat().st_size > 10_000
