@@ -10,7 +10,7 @@ from torch import nn
 
 from entreg import PI, EntropyRegularizer, Recorder, functional, targets  # entreg
 
-SEED, ENVS, STEPS, TOTAL = 1, 8, 128, 51_200
+SEED, ENVS, STEPS, TOTAL = 1, 8, 128, 30_720
 RATE, GAMMA, LAMBDA, EPOCHS, MINIBATCHES, CLIP, CLIP_NORM, VALUE_COEF = 1e-3, 0.99, 0.95, 4, 4, 0.2, 0.5, 0.5
 UPDATES = TOTAL // (ENVS * STEPS)
 
