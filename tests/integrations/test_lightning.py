@@ -190,3 +190,14 @@ def test_another_version_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(lightning, "__version__", "2.7.0")
     with pytest.raises(ValueError, match=r"lightning: version 2.7.0; legal is 2.6.\*"):
         trainer(tmp_path, EntropyControl(0.1)).fit(Classifier(), loader(2))
+
+
+def test_a_layer_of_the_same_class_does_not_count(tmp_path):
+    """Reading `layer.weight` is not reading `part.weight`, although both hold an attribute of that name."""
+
+    class Elsewhere(InPart):
+        def weight(self):
+            return self.layer.weight[0, 0].detach()
+
+    with pytest.raises(RuntimeError, match=r"training_step did not read self\.part\.weight"):
+        trainer(tmp_path, EntropyControl(0.1, coef="part.weight")).fit(Elsewhere(), loader(2))
