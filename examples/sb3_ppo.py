@@ -6,8 +6,8 @@ from entreg import PI
 from entreg.integrations.sb3 import EntropyControl
 from entreg.targets import fraction_of_max
 
-STEPS = 8192
-SETTINGS = {"n_steps": 256, "batch_size": 64, "n_epochs": 5, "learning_rate": 2e-3, "seed": 0, "device": "cpu"}
+STEPS = 6144
+SETTINGS = {"n_steps": 256, "batch_size": 64, "n_epochs": 5, "learning_rate": 5e-3, "seed": 0, "device": "cpu"}
 
 
 def train(controlled: bool) -> float:

@@ -15,7 +15,7 @@ from entreg import PI
 from entreg.integrations.torchrl import attach
 from entreg.targets import fraction_of_max
 
-ROLLOUTS, FRAMES, EPOCHS = 24, 256, 8
+ROLLOUTS, FRAMES, EPOCHS = 16, 256, 8
 
 
 def network(outputs: int) -> nn.Module:

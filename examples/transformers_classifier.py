@@ -32,7 +32,7 @@ def train(controlled: bool) -> float:
     labels = torch.where(torch.rand(1024) < 0.3, torch.randint(CLASSES, (1024,)), inputs[:, :CLASSES].argmax(1))
     rows = [{"inputs": x, "labels": y} for x, y in zip(inputs, labels, strict=True)]
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"max_steps": 600, "per_device_train_batch_size": 64, "learning_rate": 4e-3, "lr_scheduler_type": "constant", "save_strategy": "no"}
+        settings = {"max_steps": 400, "per_device_train_batch_size": 64, "learning_rate": 4e-3, "lr_scheduler_type": "constant", "save_strategy": "no"}
         quiet = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "logging_strategy": "no"}
         trainer = Trainer(Classifier(), TrainingArguments(folder, **settings, **quiet), train_dataset=rows)
         attached = attach(trainer, PI(0.6 * math.log(CLASSES), 1.0, 0.02, (0.0, 2.0)) if controlled else 0.0)

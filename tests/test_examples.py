@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from entreg import cli, flags
+from entreg.record import read_records
 from entreg.rl.config import OffPolicyConfig, OnPolicyConfig, check, check_off_policy
 from entreg.rl.naming import find
 
@@ -52,12 +53,8 @@ def test_flags_stand_over_an_example():
     assert (config.steps, config.coef, config.epochs) == (512, ("0",), 20)
 
 
-HOSTS = {
-    "sb3_ppo": "sb3_contrib",
-    "torchrl_ppo": "torchrl",
-    "lightning_classifier": "lightning",
-    "transformers_classifier": "accelerate",
-}  # the script, and what it needs
+# the script, and what it needs
+HOSTS = {"sb3_ppo": "sb3_contrib", "torchrl_ppo": "torchrl", "lightning_classifier": "lightning", "transformers_classifier": "accelerate"}
 
 
 @pytest.mark.slow
@@ -82,3 +79,16 @@ def test_the_score_function_bonus_keeps_all_right_answers_alive_where_without_it
     assert right_with > 0.95 and kept_with == 8
     said = capsys.readouterr().out.splitlines()
     assert [line.split(" the bonus")[0] for line in said] == ["without", "with"] and "8 of the 8 right answers are alive" in said[1]
+
+
+@pytest.mark.slow
+def test_the_single_file_loop_holds_its_target_learns_and_can_be_read(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "error", ROOT / "examples" / "cleanrl_ppo.py"]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, text=True, capture_output=True)
+    folder = tmp_path / "runs" / "cleanrl-CartPole-v1"
+    lines = read_records(folder).lines
+    assert len(lines) == 30 and lines[-1]["step"] == 30_720
+    assert max(line["return"] for line in lines) > 150 and max(line["coef"] for line in lines) > 0
+    assert abs(sum(line["entropy"] for line in lines[-10:]) / 10 - lines[-1]["entropy/target"]) < 0.05
+    assert cli.main(["report", str(folder)]) == 0 and (folder / "report.html").stat().st_size > 10_000

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from entreg.control import Observed, Plateau, TargetEntropy, constant, linear
+from entreg.control import PI, Observed, Plateau, TargetEntropy, constant, linear
 from entreg.functional import categorical_entropy
 from entreg.integrations.lightning import EntropyControl
 from entreg.targets import fraction_of_max
@@ -114,11 +114,11 @@ def test_the_controller_sees_what_the_module_logs(tmp_path, log):
 
 
 def test_one_step_an_optimizer_step_on_the_mean_of_its_micro_batches(tmp_path):
-    rule, module = TargetEntropy(0.5, lr=0.2, init_coef=0.1), Classifier()
+    rule, module = PI(1.5, 0.5, 0.1, (-1.0, 1.0)), Classifier()
     control = EntropyControl(rule)
     trainer(tmp_path, control, accumulate_grad_batches=2).fit(module, loader(4))
-    state = rule.update(rule.init(), Observed(sum(module.entropies[:2]) / 2))
-    assert module.used == pytest.approx([0.1, 0.1, rule.coef(state), rule.coef(state)], rel=1e-6)
+    coef = rule.coef(rule.update(rule.init(), Observed(sum(module.entropies[:2]) / 2)))
+    assert module.used == pytest.approx([0.0, 0.0, coef, coef], rel=1e-5) and coef > 0.01
     assert control.state_dict()["step"] == 2
 
 
@@ -190,3 +190,14 @@ def test_another_version_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(lightning, "__version__", "2.7.0")
     with pytest.raises(ValueError, match=r"lightning: version 2.7.0; legal is 2.6.\*"):
         trainer(tmp_path, EntropyControl(0.1)).fit(Classifier(), loader(2))
+
+
+def test_a_layer_of_the_same_class_does_not_count(tmp_path):
+    """Reading `layer.weight` is not reading `part.weight`, although both hold an attribute of that name."""
+
+    class Elsewhere(InPart):
+        def weight(self):
+            return self.layer.weight[0, 0].detach()
+
+    with pytest.raises(RuntimeError, match=r"training_step did not read self\.part\.weight"):
+        trainer(tmp_path, EntropyControl(0.1, coef="part.weight")).fit(Elsewhere(), loader(2))

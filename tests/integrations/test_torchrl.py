@@ -216,6 +216,7 @@ def test_a_coefficient_of_zero_leaves_sacs_loss_finite():
     control = attach(loss, linear(1.0, 0.0), steps=1)
     train(loss, control, (0, 2))
     assert control.coef == 0.0 and torch.isfinite(weights(loss)).all()
+    assert all(torch.isfinite(value).all() for value in loss(transitions(0)).values())
 
 
 @pytest.mark.parametrize("make", [ppo, sac])

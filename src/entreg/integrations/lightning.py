@@ -99,7 +99,7 @@ class EntropyControl(Callback):  # type: ignore[misc]
             pl_module.log("entreg/target", self.bridge.target, on_step=True, on_epoch=False)
         if not (targets.needs(self.bridge.controller) & set(self._signals)) - set(signals):  # a signal of validation comes with the first one
             self.bridge.step(**signals)
-        self._values = []
+        self._values.clear()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         if self._probe is not None:
@@ -194,9 +194,8 @@ def _put(holder: nn.Module, name: str, value: float) -> None:
 
 
 def _logged(trainer: Any, name: str, module: str) -> float:
-    """The value of this step; one that is logged for the epoch too has its name with `_step`."""
-    metrics = trainer.callback_metrics
-    value = metrics.get(f"{name}_step", metrics.get(name))
+    """The value of this step, or of the last validation."""
+    value = trainer.callback_metrics.get(name)
     if value is None:
         raise RuntimeError(f"{module}: {name!r} is not logged in this training step; legal is self.log({name!r}, value), with on_step=True")
     return float(value)
