@@ -111,14 +111,6 @@ def _significance(best: Cell, rivals: Sequence[Cell], unknown: Sequence[Cell], o
             f"({names}; {len(others)} comparisons on common seeds, together at 95 %).",
         )
     ]
-    if not _without(best.setting) and any(_without(cell.setting) for cell in rivals):
-        lines.append(("bad", "Coefficient 0 is among these: this sweep does not show that entropy regularisation helps here."))
+    if not best.setting.without and any(cell.setting.without for cell in rivals):
+        lines.append(("bad", "Coefficient 0 is among these: the best setting is not shown to be better than no bonus."))
     return lines
-
-
-def _without(setting: Setting) -> bool:
-    """Whether a setting has no bonus."""
-    try:
-        return float(setting.text) == 0
-    except ValueError:
-        return False
