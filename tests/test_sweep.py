@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from entreg import cli, report, sweep
-from entreg.recipes import ppo, sft
+from entreg.recipes import fixmatch, ppo, sft
 from entreg.report import data, plots
 from entreg.run import Run, RunSettings
 from entreg.statistics import tail
@@ -102,6 +102,12 @@ def test_rules_families_and_seeds_are_axes_in_the_order_of_populations(tmp_path)
 def test_a_plain_coefficient_beside_a_range_is_a_setting_of_its_own(tmp_path):
     assert plan_of(tmp_path, Config(coef=("0",))).rules == ("coef", "0")
     assert plan_of(tmp_path, Config(coef=("TargetEntropy(0.3, init_coef=0.1)",))).rules == ("coef", "TargetEntropy(0.3, init_coef=0.1)")
+
+
+def test_a_default_coefficient_is_a_setting_only_where_the_command_names_it(tmp_path):
+    for words, rules in (([], ("coef",)), (["--marginal", "0"], ("coef", "0")), (["--marginal=0"], ("coef", "0"))):
+        options, _ = sweep.parse(["--coef-range", "1e-2", "1", "--axis", "marginal", *words])
+        assert make("fixmatch", fixmatch.Config(), RunSettings(), "digits", options).rules == rules
 
 
 def test_jobs_are_populations_of_one_family_with_whole_settings(tmp_path):

@@ -91,7 +91,8 @@ def number(value: float) -> str:
 
 def _best(best: Cell, plan: Plan, count: int) -> tuple[str, str]:
     value, low, high = (number(float(end)) for end in best.interval[:3])
-    how = "one seed: no interval" if best.interval.n == 1 else f"95 % interval {low} to {high}, {best.interval.n} seeds"
+    n = best.interval.n
+    how = "one seed: no interval" if n == 1 else f"95 % interval {low} to {high}, {n} seeds" if n >= DECIDABLE else f"{n} seeds, between {low} and {high}"
     return "plain", f"Best of {count} settings by {plan.metric}: {best.setting.name}, interquartile mean {value} ({how})."
 
 

@@ -174,7 +174,7 @@ def make(recipe: str, config: Any, settings: RunSettings, task: str, options: Op
     _check_run(settings)
     default = {field.name: field.default for field in fields(config)}
     given = _texts(getattr(config, axis))
-    if options.coef_range is not None and given == _texts(default[axis]):
+    if options.coef_range is not None and not options.given and given == _texts(default[axis]):
         given = ()
     rules = given if options.coef_range is None or any(HOLE.search(rule) for rule in given) else ("coef", *given)
     families = tuple(dict.fromkeys(_texts(getattr(config, "family", "shannon"))))
