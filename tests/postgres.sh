@@ -20,4 +20,4 @@ cd "$folder"
     { cat "$folder/log" >&2; exit 1; }
 "$bin/createdb" -h 127.0.0.1 -p "$port" -U entreg sweeps
 cd "$OLDPWD"
-ENTREG_POSTGRES="postgresql://entreg@127.0.0.1:$port/sweeps" python -m pytest ${PYTEST_ARGS:-} tests/postgres_sweep.py
+ENTREG_POSTGRES="postgresql://entreg@127.0.0.1:$port/sweeps" python -m pytest -W ignore::pytest.PytestUnraisableExceptionWarning ${PYTEST_ARGS:-} tests/postgres_sweep.py

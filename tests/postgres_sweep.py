@@ -1,5 +1,6 @@
 """Sweeps over PostgreSQL (`make test-postgres`): the same laws as over a journal, where the storage is a server."""
 
+import gc
 import json
 import os
 import threading
@@ -13,6 +14,13 @@ from tests.test_sweep_store import Clock, begun, plan_of, result, start, until
 # psycopg warns of connections that are collected without having been closed, and some of Optuna's are, although its engine was disposed of
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 URL = os.environ["ENTREG_POSTGRES"]
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    """Such connections are collected within the test that made them, where the warning is ignored."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import pytest
 from scipy import stats
 
 from entreg import cli, report, sweep
-from entreg.recipes import ppo, sft
+from entreg.recipes import fixmatch, ppo, sft
+from entreg.report import data, plots
 from entreg.run import Run, RunSettings
 from entreg.statistics import tail
 from entreg.sweep import choice, page
@@ -94,12 +95,19 @@ def test_rules_families_and_seeds_are_axes_in_the_order_of_populations(tmp_path)
         ("linear(1.0, 0)", "shannon", (1,)),
         ("0", "shannon", (0,)),
     ]
-    assert len(plan.trials) == 12 and plan.trials[6].setting.family == "renyi(2)"
+    assert plan.trials[6].setting.family == "renyi(2)"
+    assert len(plan.trials) == 10 and len(plan.jobs) == 2  # without a bonus the family plays no part: once
 
 
 def test_a_plain_coefficient_beside_a_range_is_a_setting_of_its_own(tmp_path):
     assert plan_of(tmp_path, Config(coef=("0",))).rules == ("coef", "0")
     assert plan_of(tmp_path, Config(coef=("TargetEntropy(0.3, init_coef=0.1)",))).rules == ("coef", "TargetEntropy(0.3, init_coef=0.1)")
+
+
+def test_a_default_coefficient_is_a_setting_only_where_the_command_names_it(tmp_path):
+    for words, rules in (([], ("coef",)), (["--marginal", "0"], ("coef", "0")), (["--marginal=0"], ("coef", "0"))):
+        options, _ = sweep.parse(["--coef-range", "1e-2", "1", "--axis", "marginal", *words])
+        assert make("fixmatch", fixmatch.Config(), RunSettings(), "digits", options).rules == rules
 
 
 def test_jobs_are_populations_of_one_family_with_whole_settings(tmp_path):
@@ -251,7 +259,7 @@ def test_a_clear_winner_is_significant_and_a_lucky_one_is_not(tmp_path):
     lucky = choice.choose([cell(NOISE[0], 0.1), cell(NOISE[1], 0.2), cell(NOISE[2] - 50, 0.3), cell(NOISE[3], None, "0")], plan)
     assert len(lucky.rivals) == 2 and lucky.lines[1][1].startswith("Not significant: its difference to 2 of the 3 other settings may be chance")
     if float(lucky.best.setting.coef or 0):
-        assert "does not show that entropy regularisation helps" in lucky.lines[2][1]
+        assert "not shown to be better than no bonus" in lucky.lines[2][1]
 
 
 def test_differences_are_paired_by_seed(tmp_path):
@@ -281,15 +289,33 @@ def test_the_report_has_the_plots_the_choice_and_the_winners_command(tmp_path):
     picked, path = page.write(plan, store, folder, "entreg sweep toy", ["--env", "toy"]), report.write(folder)
     said = json.loads((folder / "summary.json").read_text())
     assert said["command"] == "entreg train toy --env toy --coef 0.01 --family shannon --seed 5" and picked.best.setting.coef == 0.01
-    assert [row["best"] for row in said["table"]].count(True) == 1 and len(said["table"]) == 10
+    assert [row["best"] for row in said["table"]].count(True) == 1 and len(said["table"]) == 9
     equal, matched, plane = json.loads((folder / "plots.json").read_text())
     assert equal["log"] is True and equal["title"] == "eval/return over the coefficient" and plane["kind"] == "scatter"
     shannon, renyi = (next(one for one in matched["series"] if one["name"] == name) for name in ("shannon", "renyi(2)"))
     assert np.divide(renyi["x"], shannon["x"]) == pytest.approx(2.0)  # Renyi-2 pulls twice as strongly near uniform
     assert shannon["y"][1] == pytest.approx(stats.trim_mean([100 + seed for seed in range(5)], 0.25)) and shannon["low"][1] < shannon["y"][1]
     html = path.read_text()
-    for text in ("Train the winner:", "Entropy and score", "Families at matched curvature", "Best of 10 settings by eval/return: coef 0.01, shannon"):
+    for text in ("Train the winner:", "Entropy and score", "Families at matched curvature", "Best of 9 settings by eval/return: coef 0.01, shannon"):
         assert text in html
+
+
+@pytest.mark.parametrize("text", ["[", "17", '{"lines": [1]}', '{"lines": {"tone": "good"}}', "{}"])
+def test_a_summary_that_is_none_is_counted_and_the_report_is_made_all_the_same(text, tmp_path):
+    (tmp_path / "records.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    (tmp_path / "summary.json").write_text(text)
+    assert "summary.json cannot be read" in report.write(tmp_path).read_text()
+
+
+def test_a_logarithmic_axis_and_a_scatter_without_a_common_scale(tmp_path):
+    series = [{"name": "a", "x": [0.1, 1], "y": [2, 3]}]
+    (tmp_path / "plots.json").write_text(
+        json.dumps([{"log": True, "series": series}, {"kind": "scatter", "series": series}, {"kind": "points", "series": series}])
+    )
+    (log, scatter, points), _ = plots.read(data.digest({}, []), tmp_path)
+    assert log.plot["layout"]["xaxis"]["type"] == "log" and "type" not in scatter.plot["layout"]["xaxis"]
+    assert "scaleanchor" in points.plot["layout"]["yaxis"] and "scaleanchor" not in scatter.plot["layout"]["yaxis"]
+    assert scatter.plot["data"][0]["mode"] == "markers" and log.plot["data"][0]["mode"] == "lines+markers"
 
 
 def test_runs_on_other_machines_have_their_curves_from_the_storage(tmp_path):

@@ -35,12 +35,12 @@ def render(data: Data, folder: Path, plotly: str) -> str:
     said, said_notes = summary.read(folder)
     data = data._replace(notes=[*data.notes, *notes, *more_notes, *said_notes])
     title = _title(data, folder)
+    curves, pictures = _curves(data, main), _pictures("Plots", own, start=len(main) + len(more) + len(maps))
     sections = [
         _header(data, title, folder),
         tag("section.first", _verdict(data, said), *_media(folder)),
         _results(data),
-        *_curves(data, main),
-        *_pictures("Plots", own, start=len(main) + len(more) + len(maps)),
+        *(pictures + curves if said.lines else curves + pictures),  # of a comparison the pictures say more
         *_members(data),
         *_pictures("Maps", maps, start=len(main) + len(more)),
         *_further(more, start=len(main)),

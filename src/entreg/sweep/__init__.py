@@ -172,7 +172,8 @@ def _signals(told: list[int]) -> Iterator[None]:
     def note(number: int, _: FrameType | None) -> None:
         told.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]  # nohup and friends
+    before = {number: signal.signal(number, note) for number in heard}
     try:
         yield
     finally:

@@ -91,7 +91,8 @@ def number(value: float) -> str:
 
 def _best(best: Cell, plan: Plan, count: int) -> tuple[str, str]:
     value, low, high = (number(float(end)) for end in best.interval[:3])
-    how = "one seed: no interval" if best.interval.n == 1 else f"95 % interval {low} to {high}, {best.interval.n} seeds"
+    n = best.interval.n
+    how = "one seed: no interval" if n == 1 else f"95 % interval {low} to {high}, {n} seeds" if n >= DECIDABLE else f"{n} seeds, between {low} and {high}"
     return "plain", f"Best of {count} settings by {plan.metric}: {best.setting.name}, interquartile mean {value} ({how})."
 
 
@@ -111,14 +112,6 @@ def _significance(best: Cell, rivals: Sequence[Cell], unknown: Sequence[Cell], o
             f"({names}; {len(others)} comparisons on common seeds, together at 95 %).",
         )
     ]
-    if not _without(best.setting) and any(_without(cell.setting) for cell in rivals):
-        lines.append(("bad", "Coefficient 0 is among these: this sweep does not show that entropy regularisation helps here."))
+    if not best.setting.without and any(cell.setting.without for cell in rivals):
+        lines.append(("bad", "Coefficient 0 is among these: the best setting is not shown to be better than no bonus."))
     return lines
-
-
-def _without(setting: Setting) -> bool:
-    """Whether a setting has no bonus."""
-    try:
-        return float(setting.text) == 0
-    except ValueError:
-        return False

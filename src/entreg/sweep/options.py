@@ -32,6 +32,8 @@ class Options:
     workers: int | None = None
     heartbeat: float = 10.0
     worker: bool = False
+    given: bool = False
+    """Whether the command names coefficients of its own; without them the recipe's default plays no part beside a range."""
 
     def __post_init__(self) -> None:
         if self.coef_range is not None:
@@ -91,4 +93,5 @@ def parse(words: Sequence[str]) -> tuple[Options, list[str]]:
     values = vars(found)
     if values["coef_range"] is not None:
         values["coef_range"] = tuple(values["coef_range"])
-    return Options(**values), rest
+    flag = f"--{found.axis.replace('_', '-')}"
+    return Options(**values, given=any(word.partition("=")[0] in (flag, "--config") for word in rest)), rest

@@ -47,6 +47,18 @@ class Setting(NamedTuple):
         return self.rule if self.coef is None else HOLE.sub(repr(self.coef), self.rule)
 
     @property
+    def without(self) -> bool:
+        """Whether there is no bonus, so that the family plays no part.
+
+        >>> Setting("0.0", None, "shannon").without, Setting("linear(coef, 0)", 0.01, "shannon").without
+        (True, False)
+        """
+        try:
+            return float(self.text) == 0
+        except ValueError:
+            return False
+
+    @property
     def name(self) -> str:
         """How tables call it."""
         return f"coef {self.text}, {self.family}"
@@ -112,19 +124,21 @@ class Plan:
 
     def _settings(self, family: str) -> list[Setting]:
         with_hole = [Setting(rule, coef, family) for rule in self.rules if HOLE.search(rule) for coef in self.coefs]
-        return with_hole + [Setting(rule, None, family) for rule in self.rules if not HOLE.search(rule)]
+        fixed = [Setting(rule, None, family) for rule in self.rules if not HOLE.search(rule)]
+        return with_hole + [setting for setting in fixed if family == self.families[0] or not setting.without]
 
     @cached_property
     def jobs(self) -> tuple[tuple[int, ...], ...]:
         """The trials (by number) that are trained together; a pruner decides about single trials."""
         if self.sampler != "grid" or self.pruner != "none" or not self.several:
             return tuple((index,) for index in range(len(self.trials)))
-        settings = len(self.trials) // (len(self.families) * self.seeds)
-        parts = math.ceil(settings / max(1, self.members // self.seeds))
-        found = []
-        for family in range(len(self.families)):
-            for part in np.array_split(np.arange(settings) + family * settings, parts):
+        found, first = [], 0
+        for family in self.families:
+            settings = len(self._settings(family))
+            parts = math.ceil(settings / max(1, self.members // self.seeds))
+            for part in np.array_split(np.arange(settings) + first, parts):
                 found.append(tuple(range(int(part[0]) * self.seeds, (int(part[-1]) + 1) * self.seeds)))
+            first += settings
         return tuple(found)
 
     def runs(self, settings: Sequence[Setting], seeds: Sequence[int]) -> list[tuple[Any, int, list[tuple[int, int]]]]:
@@ -160,7 +174,7 @@ def make(recipe: str, config: Any, settings: RunSettings, task: str, options: Op
     _check_run(settings)
     default = {field.name: field.default for field in fields(config)}
     given = _texts(getattr(config, axis))
-    if options.coef_range is not None and given == _texts(default[axis]):
+    if options.coef_range is not None and not options.given and given == _texts(default[axis]):
         given = ()
     rules = given if options.coef_range is None or any(HOLE.search(rule) for rule in given) else ("coef", *given)
     families = tuple(dict.fromkeys(_texts(getattr(config, "family", "shannon"))))
