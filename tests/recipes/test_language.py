@@ -192,7 +192,7 @@ def test_entropy_collapses_without_control_and_is_held_with_it(tmp_path):
     plain, place = grpo.trained(0, "0", 60, tmp_path)
     target = 0.8 * plain["first"]
     held, _ = grpo.trained(0, grpo.CONTROLLER.format(target=target), 60, tmp_path)
-    assert plain["last"] < 0.5 * target
-    assert abs(held["last"] / target - 1) < 0.25
+    assert plain["last"] < 0.75 * target
+    assert abs(held["last"] / target - 1) < 0.2
     assert held["distinct"] > plain["distinct"]
-    assert any(line.get("event") == "target" for line in read_records(place).lines)
+    assert any(line.get("event") == "target" for line in read_records(place).lines)  # where the first target is said

@@ -24,7 +24,7 @@ class LanguageConfig:
     """The largest number in the task's prompts."""
     model: str | None = None
     """Folder of a model with its tokenizer; without one a tiny model is made on the spot."""
-    warm_up: int = 300
+    warm_up: int = 600
     """Batches of demonstrations that a model made on the spot has seen."""
     coef: str = "0"
     """Entropy coefficient: a number (negative: a ceiling) or a controller such as TargetEntropy(0.6)."""
