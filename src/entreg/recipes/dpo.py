@@ -34,6 +34,8 @@ class Config(LanguageConfig):
     """Weight of the answers' entropy; none: beta, which is DPO. Below beta H-DPO (sharper), above it SPL (more spread)."""
     steps: int = 100
     """Optimizer steps."""
+    learning_rate: float = 0.0003
+    """Of AdamW, constant."""
 
 
 def train(config: Config, run: Run | None = None) -> Summary:
