@@ -25,8 +25,7 @@ from entreg.record import read_records
 from entreg.run import Run, RunSettings
 
 CONTROLLER = "PI({target:.4f}, 2.0, 0.2, (-0.2, 2.0))"
-SETTINGS: dict[str, Any] = {"learning_rate": 0.0015, "batch_size": 256, "group": 16, "eval_samples": 64}
-WARM_UP = 1000  # batches of demonstrations
+EVAL_SAMPLES = 64
 COLUMNS = ("first", "last", "deviation", "return", "pass@1", "pass@64", "distinct", "distinct/max")
 TEMPERATURES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
 SAMPLES, KS = 256, (1, 4, 16, 64)
@@ -35,8 +34,8 @@ DECODED = (*(f"pass@{k}" for k in KS), "distinct", "distinct/max")
 
 def trained(seed: int, coef: str, steps: int, folder: Path) -> tuple[dict[str, float], Path]:
     """Figures of one run, and its folder; the model to begin with is made once and lies in `start-SEED`."""
-    begin = start.prepared(None, arithmetic.make("split"), seed, folder / f"start-{seed}", steps=WARM_UP)
-    config = grpo.Config(coef=coef, steps=steps, model=str(begin), **SETTINGS)
+    begin = start.prepared(None, arithmetic.make("split"), seed, folder / f"start-{seed}", steps=grpo.Config.warm_up)
+    config = grpo.Config(coef=coef, steps=steps, model=str(begin), eval_samples=EVAL_SAMPLES)
     summary = grpo.train(config, Run(RunSettings(seed=seed, out=folder, quiet=True, checkpoint_every=1e6)))
     lines = [line for line in read_records(summary.folder).lines if "loss" in line]
     entropies = [line["entropy"] for line in lines]

@@ -159,7 +159,7 @@ def spoilt(model, tmp_path_factory):
         ("decode --model MODEL --k 1 100", "k is (1, 100)"),
         ("decode --model MODEL --temperatures -1", "temperatures is (-1.0,)"),
         ("grpo --task mul", "task is 'mul'"),
-        ("grpo --group 5", "group is 5 with batch_size 32"),
+        ("grpo --group 5", "group is 5 with batch_size 256"),
         ("grpo --coef lineer(1)", "'lineer' is unknown here"),
         ("grpo --coef TargetEntropy(6.0)", "its target is 6; legal is 0 <= target < 5.55296"),
         ("sft --coef Plateau(0.1,3)", "which reads reward; legal here"),
@@ -167,6 +167,7 @@ def spoilt(model, tmp_path_factory):
         ("dpo --steps 0", "steps is 0"),
         ("grpo --temperature 0", "temperature is 0.0"),
         ("rlhf --beta -1", "beta is -1.0"),
+        ("rlhf --group 5", "group is 5 with batch_size 32"),
     ],
 )
 def test_wrong_words_are_one_line_and_leave_nothing(words, message, model, spoilt, tmp_path, capsys):
