@@ -167,6 +167,9 @@ def spoilt(model, tmp_path_factory):
         ("dpo --steps 0", "steps is 0"),
         ("grpo --temperature 0", "temperature is 0.0"),
         ("rlhf --beta -1", "beta is -1.0"),
+        ("sft --top-p 0", "top_p is 0.0"),
+        ("dpo --clamp 1", "clamp is 1.0"),
+        ("grpo --clamp 0.9 --coef TargetEntropy(5)", "its target is 5; legal is 0 <= target < 3.2"),
         ("rlhf --group 5", "group is 5 with batch_size 32"),
     ],
 )

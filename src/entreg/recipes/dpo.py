@@ -54,5 +54,5 @@ def train(config: Config, run: Run | None = None) -> Summary:
             processing_class=tokenizer,
         )
         set_entropy_weight(trainer, weight)
-        attached = attach(trainer, begun.controller, begun.family, shares=config.shares)
+        attached = attach(trainer, begun.controller, begun.family, **begun.how)
         return running.conduct(begun, trainer, attached.record)
