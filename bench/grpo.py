@@ -1,6 +1,6 @@
 """GRPO of a tiny model with and without controlled entropy, and what temperatures make of both models afterwards.
 
-    python -m bench.grpo [--seeds 3] [--steps 60] [--controller TEXT] [--table] [--out FOLDER]
+    python -m bench.grpo [--seeds 0 1 2] [--steps 60] [--controller TEXT] [--table] [--out FOLDER]
 
 The task is split ("9=" to "4+5": all n + 1 answers are right), the start a model that has seen demonstrations. The target is the documented first one, .8 of
 the mean entropy of the first ten steps, here of the run without control and the same seed; both arms of a seed start from the same model. `grpo.csv` has a line
@@ -18,14 +18,14 @@ import numpy as np
 from bench import common
 
 from entreg import statistics
-from entreg.lm import arithmetic, models, sampling
+from entreg.lm import arithmetic, models, sampling, start
 from entreg.lm.running import FIRST, START
 from entreg.recipes import grpo
 from entreg.record import read_records
 from entreg.run import Run, RunSettings
 
-CONTROLLER = "PI({target:.4f}, 1.0, 0.1, (0.0, 2.0))"
-SETTINGS: dict[str, Any] = {"learning_rate": 0.003, "batch_size": 256, "group": 16, "warm_up": 1000, "eval_samples": 64}
+CONTROLLER = "PI({target:.4f}, 2.0, 0.2, (-0.2, 2.0))"
+EVAL_SAMPLES = 64
 COLUMNS = ("first", "last", "deviation", "return", "pass@1", "pass@64", "distinct", "distinct/max")
 TEMPERATURES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
 SAMPLES, KS = 256, (1, 4, 16, 64)
@@ -33,8 +33,9 @@ DECODED = (*(f"pass@{k}" for k in KS), "distinct", "distinct/max")
 
 
 def trained(seed: int, coef: str, steps: int, folder: Path) -> tuple[dict[str, float], Path]:
-    """Figures of one run, and its folder."""
-    config = grpo.Config(coef=coef, steps=steps, **SETTINGS)
+    """Figures of one run, and its folder; the model to begin with is made once and lies in `start-SEED`."""
+    begin = start.prepared(None, arithmetic.make("split"), seed, folder / f"start-{seed}", steps=grpo.Config.warm_up)
+    config = grpo.Config(coef=coef, steps=steps, model=str(begin), eval_samples=EVAL_SAMPLES)
     summary = grpo.train(config, Run(RunSettings(seed=seed, out=folder, quiet=True, checkpoint_every=1e6)))
     lines = [line for line in read_records(summary.folder).lines if "loss" in line]
     entropies = [line["entropy"] for line in lines]
@@ -100,7 +101,7 @@ def decode_table(rows: Sequence[Mapping[str, str]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--controller", default=CONTROLLER, help="its spelling, with {target} where the target goes")
     parser.add_argument("--table", action="store_true", help="put the tables of what was written on the pages")
@@ -108,7 +109,7 @@ def main() -> None:
     arguments = parser.parse_args()
     files = arguments.out / "grpo.csv", arguments.out / "decode.csv"
     done = {row["seed"] for row in common.read(files[0])}
-    for seed in () if arguments.table else range(arguments.seeds):
+    for seed in () if arguments.table else arguments.seeds:
         if str(seed) not in done:
             for file, rows in zip(reversed(files), reversed(measured(seed, arguments.steps, arguments.controller)), strict=True):
                 common.append(file, rows, common.machine("torch", "transformers", "trl"))

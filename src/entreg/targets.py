@@ -226,3 +226,20 @@ def feasible(target: float, mean: float | Iterable[float]) -> bool:
     """
     means = mean if isinstance(mean, Iterable) else [mean]
     return sum(best_squashed(one).entropy for one in means) >= number("feasible: target", target)
+
+
+def classes_left(classes: int, top_p: float | None = None, clamp: float | None = None) -> int:
+    """How many of `classes` a truncated entropy is over at most: the nucleus `top_p` of the uniform distribution, or all but the share `clamp`.
+
+    Raises: `ValueError` for both, `top_p` outside (0, 1], `clamp` outside [0, 1).
+
+    >>> classes_left(10), classes_left(10, top_p=0.25), classes_left(10, clamp=0.25)
+    (10, 3, 8)
+    """
+    if top_p is not None and clamp is not None:
+        raise ValueError(f"clamp is {clamp} beside top_p {top_p}; legal is one of them")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; legal is 0 < top_p <= 1")
+    if clamp is not None and not 0 <= clamp < 1:
+        raise ValueError(f"clamp is {clamp}; legal is 0 <= clamp < 1")
+    return math.ceil(classes * top_p) if top_p is not None else classes - math.floor(classes * (clamp or 0.0))

@@ -9,7 +9,7 @@ pytest.importorskip("trl")
 import torch
 
 from entreg.control import PI, GradientShare, Plateau, TargetEntropy, constant, linear
-from entreg.functional import SHANNON, categorical_entropy, renyi
+from entreg.functional import SHANNON, categorical_entropy, clamped_entropy, renyi, top_p_entropy
 from entreg.integrations import trl, trl_head
 from entreg.integrations.trl import attach
 from tests.lm import trainers
@@ -190,16 +190,37 @@ def test_a_checkpoint_without_a_controller_is_no_place_to_go_on_from(make, tmp_p
         trainers.train(one, resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
+@pytest.mark.parametrize(
+    ("measure", "entropy"),
+    [
+        (trl_head.Measure(renyi(2)), lambda z: categorical_entropy(z, renyi(2))),
+        (trl_head.Measure(top_p=0.8), lambda z: top_p_entropy(z, 0.8)),
+        (trl_head.Measure(renyi(2), clamp=0.3), lambda z: clamped_entropy(z, 0.3, renyi(2))),
+    ],
+)
 @pytest.mark.parametrize(("scale", "softcap", "biased"), [(1.0, None, False), (0.5, 3.0, True), (2.0, None, True)])
-def test_entropies_of_a_family_are_those_of_the_scaled_capped_and_cooled_logits(scale, softcap, biased):
+def test_entropies_of_a_family_are_those_of_the_scaled_capped_and_cooled_logits(scale, softcap, biased, measure, entropy):
     generator = torch.Generator().manual_seed(0)
     hidden, weight, bias = (torch.randn(shape, generator=generator).requires_grad_() for shape in ((7, 5), (11, 5), (11,)))
     given, how = bias if biased else None, {"temperature": 0.7, "softcap": softcap, "scale": scale}
-    ours = trl_head.entropies(hidden, weight, given, renyi(2), how)
-    plain = categorical_entropy(trl_head.logits_of(hidden, weight, given, how), renyi(2))
+    ours = trl_head.entropies(hidden, weight, given, measure, how)
+    plain = entropy(trl_head.logits_of(hidden, weight, given, how))
     torch.testing.assert_close(ours, plain)
     inputs, upstream = [hidden, weight, *([bias] if biased else [])], torch.randn(7, generator=generator)
     torch.testing.assert_close(*(torch.autograd.grad(one, inputs, upstream) for one in (ours, plain)))
+
+
+def test_a_truncated_entropy_is_what_the_controller_sees_and_its_gradient_what_the_share_is_of(make, beginning):
+    one, batches = make("sft", max_steps=1), []
+    attached = attach(one, COEF, clamp=0.9, shares=True)
+    trainers.train(spied(one, batches))
+    ids, attention, counted = predictions("sft", batches[0])
+    z = trainers.model(beginning)(input_ids=ids, attention_mask=attention).logits[:, :-1][counted].detach().double().requires_grad_()
+    record, entropy = attached.record(), clamped_entropy(z, 0.9)
+    assert record["entropy/family"] == pytest.approx(entropy.mean().item(), rel=1e-5) and record["entropy/family"] < record["entropy"] - 0.1
+    parts = (-COEF * entropy.mean(), -z.log_softmax(-1).gather(-1, ids[:, 1:][counted][:, None]).mean())
+    bonus, task = (torch.autograd.grad(part, z, retain_graph=True)[0].norm().item() for part in parts)
+    assert record["grad_share"] == pytest.approx(bonus / (bonus + task), rel=1e-3)
 
 
 def test_evaluation_is_left_alone(make):
@@ -233,6 +254,8 @@ def smoothed(one):
         ("sft", {}, None, {"over": "trajectory"}, "legal is 'token'"),
         ("sft", {}, None, {"controller": TargetEntropy(5.6)}, r"its target is 5.6; legal is 0 <= target < 5.55"),
         ("sft", {}, None, {"controller": Plateau(constant(0.1), 3)}, "reads reward; SFTTrainer gives grad_share, progress"),
+        ("sft", {}, None, {"top_p": 0.5, "clamp": 0.5}, "clamp is 0.5 beside top_p 0.5"),
+        ("sft", {}, None, {"controller": TargetEntropy(5.0), "top_p": 0.5}, r"its target is 5; legal is 0 <= target < 4.859"),
         ("sft", {"max_steps": -1}, None, {"controller": linear(0.1, 0.0)}, "where max_steps is set"),
         ("grpo", {"entropy_coef": 0.01}, None, {}, "TRL's own bonus is on"),
         ("grpo", {"use_adaptive_entropy": True}, None, {}, "TRL's own bonus is on"),

@@ -15,7 +15,7 @@ SPLIT, ADD = arithmetic.make("split", 9), arithmetic.make("add", 9)
 
 @pytest.fixture(scope="module")
 def made():
-    return start.beginner(SPLIT, 0, steps=40, width=16)
+    return start.beginner(SPLIT, 0, steps=40, learning_rate=1e-2, width=16)
 
 
 def test_a_saved_model_comes_back_with_its_tokenizer(made, tmp_path):

@@ -17,7 +17,7 @@ logging.set_verbosity_error()
 logging.disable_progress_bar()
 disable_progress_bars()
 TASK = arithmetic.make("split", 9)
-NETWORK, TOKENIZER = start.beginner(TASK, 0, steps=60, batch=64, width=16)  # .5 s; its completions have unequal lengths
+NETWORK, TOKENIZER = start.beginner(TASK, 0, steps=60, batch=64, learning_rate=1e-2, width=16)  # .5 s; its completions have unequal lengths
 KINDS = {
     "grpo": (GRPOTrainer, GRPOConfig),
     "rloo": (RLOOTrainer, RLOOConfig),

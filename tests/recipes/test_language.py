@@ -159,7 +159,7 @@ def spoilt(model, tmp_path_factory):
         ("decode --model MODEL --k 1 100", "k is (1, 100)"),
         ("decode --model MODEL --temperatures -1", "temperatures is (-1.0,)"),
         ("grpo --task mul", "task is 'mul'"),
-        ("grpo --group 5", "group is 5 with batch_size 32"),
+        ("grpo --group 5", "group is 5 with batch_size 256"),
         ("grpo --coef lineer(1)", "'lineer' is unknown here"),
         ("grpo --coef TargetEntropy(6.0)", "its target is 6; legal is 0 <= target < 5.55296"),
         ("sft --coef Plateau(0.1,3)", "which reads reward; legal here"),
@@ -167,6 +167,10 @@ def spoilt(model, tmp_path_factory):
         ("dpo --steps 0", "steps is 0"),
         ("grpo --temperature 0", "temperature is 0.0"),
         ("rlhf --beta -1", "beta is -1.0"),
+        ("sft --top-p 0", "top_p is 0.0"),
+        ("dpo --clamp 1", "clamp is 1.0"),
+        ("grpo --clamp 0.9 --coef TargetEntropy(5)", "its target is 5; legal is 0 <= target < 3.2"),
+        ("rlhf --group 5", "group is 5 with batch_size 32"),
     ],
 )
 def test_wrong_words_are_one_line_and_leave_nothing(words, message, model, spoilt, tmp_path, capsys):
@@ -192,7 +196,7 @@ def test_entropy_collapses_without_control_and_is_held_with_it(tmp_path):
     plain, place = grpo.trained(0, "0", 60, tmp_path)
     target = 0.8 * plain["first"]
     held, _ = grpo.trained(0, grpo.CONTROLLER.format(target=target), 60, tmp_path)
-    assert plain["last"] < 0.5 * target
-    assert abs(held["last"] / target - 1) < 0.25
+    assert plain["last"] < 0.75 * target
+    assert abs(held["last"] / target - 1) < 0.2
     assert held["distinct"] > plain["distinct"]
-    assert any(line.get("event") == "target" for line in read_records(place).lines)
+    assert any(line.get("event") == "target" for line in read_records(place).lines)  # where the first target is said

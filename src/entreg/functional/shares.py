@@ -6,6 +6,7 @@ gradient `a (1_y - p) + b dH/dz` in token z, of squared norm `a^2 S + 2 a b X + 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -31,15 +32,18 @@ class Pull(NamedTuple):
         return float(squares.sum().clamp(min=0).sqrt())
 
 
-def pull(logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"], family: Family = SHANNON) -> Pull:
+def pull(logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"], family: Family | Callable[[Tensor], Tensor] = SHANNON) -> Pull:
     """The inner products of the gradients of `log softmax(z)_y` and of the entropy with respect to z, `[N, V], [N] -> 3 x [N]`, without gradient.
+
+    `family` may be any function of logits, such as a truncated entropy.
 
     >>> pull(torch.zeros(1, 4), torch.tensor([0])).score          # (3/4)^2 + 3 (1/4)^2
     tensor([0.7500])
     """
     with torch.enable_grad():
         z = logits.detach().float().requires_grad_()
-        spread = torch.autograd.grad(categorical_entropy(z, family).sum(), z)[0]
+        entropy = categorical_entropy(z, family) if isinstance(family, Family) else family(z)
+        spread = torch.autograd.grad(entropy.sum(), z)[0]
     score = -z.detach().softmax(-1)
     score = score.scatter_add(-1, targets.unsqueeze(-1), torch.ones_like(score[..., :1]))
     return Pull((score * score).sum(-1), (spread * spread).sum(-1), (score * spread).sum(-1))

@@ -34,7 +34,7 @@ from entreg.functional import SHANNON, Family, k3
 from entreg.functional.sequences import entropy_to_go, others_mean, sequence_entropy_loss
 from entreg.functional.shares import Pull, share
 from entreg.integrations.trl_drivers import Drive, drive
-from entreg.integrations.trl_head import Head, Seen
+from entreg.integrations.trl_head import Head, Measure, Seen
 from entreg.regularizer import EntropyRegularizer, Term
 
 VERSIONS = ("1.16.",)  # whose seams were read and are tested; another version is refused, not guessed at
@@ -55,33 +55,37 @@ def attach(
     family: Family = SHANNON,
     *,
     over: Literal["token", "trajectory"] = "token",
+    top_p: float | None = None,
+    clamp: float | None = None,
     shares: bool = False,
     lag: int = 0,
 ) -> Attached:
     """Puts a controlled entropy term into a trainer of TRL; call it before `trainer.train()`.
 
-    `over` "trajectory" (GRPO): also the gradient through which prefixes are chosen, see `functional.sequence_entropy_loss`. `shares`: measure each optimizer
-    step, on its first micro-batch, which share of the gradient the term has (`grad_share`), and for GRPO the KL to the reference (`grad_share/kl`); one more
-    product of the LM head a step. With Shannon's entropy and rewards also who drives entropy (`entropy/covariance`, `entropy/drift`; `attached.drive` names the
-    tokens and completions that pull it down most). `lag` as of EntropyRegularizer.
+    `over` "trajectory" (GRPO): also the gradient through which prefixes are chosen, see `functional.sequence_entropy_loss`. `top_p` or `clamp`: a truncated
+    entropy, over the nucleus or without the lowest share of the classes (`functional.top_p_entropy`, `clamped_entropy`). `shares`: measure each optimizer step,
+    on its first micro-batch, which share of the gradient the term has (`grad_share`), and for GRPO the KL to the reference (`grad_share/kl`); one more product
+    of the LM head a step. With Shannon's entropy and rewards also who drives entropy (`entropy/covariance`, `entropy/drift`; `attached.drive` names the tokens
+    and completions that pull it down most). `lag` as of EntropyRegularizer.
 
     Raises: `ValueError`, before anything is changed, for another version or class, a trainer patched by Unsloth, one whose loss does not come from the fused
     LM head, a second bonus (`entropy_coef`), several GPUs in one process, a target that no distribution over the vocabulary has, a controller that reads what
     this trainer cannot give.
     """
     _check(trainer, over)
-    controller = _closed(controller, trainer, family)
+    measure = Measure(family, top_p, clamp)
+    controller = _closed(controller, trainer, measure)
     shares = shares or "grad_share" in targets.needs(controller)
-    return Attached(trainer, EntropyRegularizer(controller, all_reduce=_sum_over(trainer), lag=lag), family, over, shares)
+    return Attached(trainer, EntropyRegularizer(controller, all_reduce=_sum_over(trainer), lag=lag), measure, over, shares)
 
 
 class Attached:
     """A trainer's controlled term. `regularizer` has the coefficient and the controller; `record()` what the last step measured."""
 
-    def __init__(self, trainer: Any, regularizer: EntropyRegularizer, family: Family, over: str, shares: bool) -> None:
-        self.trainer, self.regularizer, self.family, self.over, self.shares = trainer, regularizer, family, over, shares
+    def __init__(self, trainer: Any, regularizer: EntropyRegularizer, measure: Measure, over: str, shares: bool) -> None:
+        self.trainer, self.regularizer, self.measure, self.over, self.shares = trainer, regularizer, measure, over, shares
         self._rollouts = isinstance(trainer, (GRPOTrainer, RLOOTrainer))
-        self._head = Head(_plain(trainer), family)
+        self._head = Head(_plain(trainer), measure)
         self._compute_loss, self._get_batch_samples = trainer.compute_loss, trainer.get_batch_samples
         self._count: Tensor | None = None  # tokens of the window, over all ranks
         self._seen = torch.zeros(2, dtype=torch.float64)  # sum of Shannon entropies and tokens of the window
@@ -305,11 +309,12 @@ def _plain(trainer: Any) -> Any:
     return model.get_base_model() if "PeftModel" in (kind.__name__ for kind in type(model).__mro__) else model
 
 
-def _closed(controller: Controller[Any] | float, trainer: Any, family: Family) -> Controller[Any]:
+def _closed(controller: Controller[Any] | float, trainer: Any, measure: Measure) -> Controller[Any]:
     """The controller with open fields filled, its target one that the vocabulary's distributions have, its signals ones that the trainer gives."""
-    most = float(family.from_renyi(torch.tensor(math.log(trainer.model.get_output_embeddings().weight.shape[0]), dtype=torch.float64)))
+    classes = targets.classes_left(trainer.model.get_output_embeddings().weight.shape[0], measure.top_p, measure.clamp)
+    most = float(measure.family.from_renyi(torch.tensor(math.log(classes), dtype=torch.float64)))
     steps = trainer.args.max_steps if trainer.args.max_steps > 0 else None
-    closed = targets.resolve(controller, steps=steps, max_entropy=most, lr=COEF_LR, init_coef=COEF_INIT, family=family.name)
+    closed = targets.resolve(controller, steps=steps, max_entropy=most, lr=COEF_LR, init_coef=COEF_INIT, family=measure.family.name)
     try:
         targets.within(closed, most)
     except ValueError as error:

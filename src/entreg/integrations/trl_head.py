@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from trl.trainer import utils
 
-from entreg.functional import SHANNON, Family
+from entreg.functional import SHANNON, Family, categorical_entropy, clamped_entropy, top_p_entropy
 from entreg.functional.shares import Pull, pull
 from entreg.functional.tokens import linear_token_stats
 
@@ -21,8 +21,21 @@ ESTIMATOR = "_ChunkedLogProbFunction"  # the name under which trl.trainer.utils 
 ROWS = 2**25  # logits in memory at a time: 128 MB
 
 
+class Measure(NamedTuple):
+    """Which entropy of a token is regularised: of a family, over all classes, the nucleus `top_p`, or all but the lowest share `clamp` of the classes."""
+
+    family: Family = SHANNON
+    top_p: float | None = None
+    clamp: float | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        if self.top_p is not None:
+            return top_p_entropy(logits, self.top_p, self.family)
+        return categorical_entropy(logits, self.family) if self.clamp is None else clamped_entropy(logits, self.clamp, self.family)
+
+
 class Seen(NamedTuple):
-    """One pass: log-probabilities, Shannon entropies and those of the family `[B, T]`, differentiable; `pull` of each token where it was asked for."""
+    """One pass: log-probabilities, Shannon entropies and those that are regularised `[B, T]`, differentiable; `pull` of each token where it was asked for."""
 
     log_prob: Tensor
     entropy: Tensor
@@ -38,8 +51,8 @@ class Seen(NamedTuple):
 class Head:
     """Wraps the forward of a model with a fused LM head; transparent unless a pass is `watching`."""
 
-    def __init__(self, model: Any, family: Family) -> None:
-        self._forward, self._family = model.forward, family
+    def __init__(self, model: Any, measure: Measure) -> None:
+        self._forward, self._measure = model.forward, measure
         self._seen: list[Seen] | None = None
         self._shares = False
         model.forward = self
@@ -62,7 +75,7 @@ class Head:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._seen is None or not kwargs.get("fused_lm_head") or not torch.is_grad_enabled():
             return self._forward(*args, **kwargs)
-        estimator = _Watched(getattr(utils, ESTIMATOR), self._family, self._shares)
+        estimator = _Watched(getattr(utils, ESTIMATOR), self._measure, self._shares)
         setattr(utils, ESTIMATOR, estimator)
         try:
             outputs = self._forward(*args, **kwargs)
@@ -82,8 +95,8 @@ class Head:
 class _Watched:
     """Stands in for TRL's kernel during one pass: calls it, and computes beside it what it does not have."""
 
-    def __init__(self, original: Any, family: Family, shares: bool) -> None:
-        self.original, self._family, self._shares = original, family, shares
+    def __init__(self, original: Any, measure: Measure, shares: bool) -> None:
+        self.original, self._measure, self._shares = original, measure, shares
         self._rows: tuple[Tensor | None, Pull | None] | None = None
 
     def apply(
@@ -91,8 +104,8 @@ class _Watched:
     ) -> Any:
         results = self.original.apply(hidden, weight, bias, labels, temperature, chunk, softcap, scale, outputs)
         how = {"temperature": temperature, "softcap": softcap, "scale": scale}
-        family = None if self._family == SHANNON else entropies(hidden, weight, bias, self._family, how)
-        self._rows = family, pulls(hidden, weight, bias, labels, self._family, how) if self._shares else None
+        family = None if self._measure == Measure() else entropies(hidden, weight, bias, self._measure, how)
+        self._rows = family, pulls(hidden, weight, bias, labels, self._measure, how) if self._shares else None
         return results
 
     def in_place(self, mask: Tensor) -> tuple[Tensor | None, Pull | None]:
@@ -117,18 +130,19 @@ def logits_of(hidden: Tensor, weight: Tensor, bias: Tensor | None, how: Mapping[
     return cooled
 
 
-def entropies(hidden: Tensor, weight: Tensor, bias: Tensor | None, family: Family, how: Mapping[str, Any]) -> Tensor:
-    """Entropy of a family of every row's next-token distribution, `[N, D] -> [N]`, differentiable; the logits never exist as a whole."""
+def entropies(hidden: Tensor, weight: Tensor, bias: Tensor | None, measure: Measure, how: Mapping[str, Any]) -> Tensor:
+    """The entropy of every row's next-token distribution, `[N, D] -> [N]`, differentiable; the logits never exist as a whole."""
     scaled, shift = hidden.to(weight.dtype) * how["scale"], None if bias is None else bias * how["scale"]
-    stats = linear_token_stats(scaled, weight, bias=shift, fields=("entropy",), family=family, temperature=how["temperature"], softcap=how["softcap"])
+    cooled = {"temperature": how["temperature"], "softcap": how["softcap"]}
+    stats = linear_token_stats(scaled, weight, bias=shift, fields=("entropy",), **measure._asdict(), **cooled)
     return torch.as_tensor(stats.entropy)
 
 
 @torch.no_grad()
-def pulls(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, family: Family, how: Mapping[str, Any]) -> Pull:
+def pulls(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, measure: Measure, how: Mapping[str, Any]) -> Pull:
     """`functional.shares.pull` of every row, without gradient."""
     chunks = zip(_chunks(hidden, weight), _chunks(labels, weight), strict=True)
-    parts = [pull(logits_of(rows, weight, bias, how), targets, family) for rows, targets in chunks]
+    parts = [pull(logits_of(rows, weight, bias, how), targets, measure) for rows, targets in chunks]
     return Pull(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 

@@ -24,7 +24,7 @@ class LanguageConfig:
     """The largest number in the task's prompts."""
     model: str | None = None
     """Folder of a model with its tokenizer; without one a tiny model is made on the spot."""
-    warm_up: int = 300
+    warm_up: int = 600
     """Batches of demonstrations that a model made on the spot has seen."""
     coef: str = "0"
     """Entropy coefficient: a number (negative: a ceiling) or a controller such as TargetEntropy(0.6)."""
@@ -34,6 +34,10 @@ class LanguageConfig:
     """Start of a learned coefficient that names none."""
     family: str = "shannon"
     """Entropy family: shannon, renyi(order), tsallis(order) or min_entropy."""
+    top_p: float | None = None
+    """Entropy over the nucleus only: the likeliest tokens whose probabilities reach this."""
+    clamp: float | None = None
+    """Entropy without this share of the tokens, the least likely ones (AEnt)."""
     steps: int = 60
     """Optimizer steps."""
     batch_size: int = 32
@@ -77,7 +81,7 @@ def check(config: LanguageConfig, gives: tuple[str, ...]) -> Task:
 def controller(config: LanguageConfig, steps: int) -> Controller[Any]:
     """The controller that the settings spell, over a run of `steps`; ValueError for a target that no distribution over the model's tokens has."""
     family = spelling.parse_family(config.family)
-    most = float(family.from_renyi(torch.tensor(math.log(models.classes(config.model)), dtype=torch.float64)))
+    most = float(family.from_renyi(torch.tensor(math.log(targets.classes_left(models.classes(config.model), config.top_p, config.clamp)), dtype=torch.float64)))
     parsed = spelling.parse_controller(config.coef)
     closed = targets.resolve(parsed, steps=steps, max_entropy=most, lr=config.coef_lr, init_coef=config.coef_init, family=family.name)
     targets.within(closed, most)

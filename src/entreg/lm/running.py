@@ -63,6 +63,11 @@ class Begun:
         """Sequences that the run takes, over all ranks: one epoch, because TRL's order of a second one does not survive a resumption."""
         return self.steps * self.config.batch_size * self.config.accumulation * here().part.of
 
+    @property
+    def how(self) -> dict[str, Any]:
+        """What `attach` is told beside controller and family."""
+        return {"top_p": self.config.top_p, "clamp": self.config.clamp, "shares": self.config.shares}
+
     def arguments(self) -> dict[str, Any]:
         """What every trainer of a recipe is told: the run's seed and steps, records each step, checkpoints when the run says so, nothing from outside."""
         return {

@@ -33,7 +33,7 @@ def encode(tokenizer: Any, rows: Sequence[Mapping[str, str]]) -> tuple[Tensor, T
     return ids, labels
 
 
-def beginner(task: Task, seed: int, *, steps: int = 300, batch: int = 32, learning_rate: float = 1e-2, width: int = 64, layers: int = 1) -> tuple[Any, Any]:
+def beginner(task: Task, seed: int, *, steps: int = 600, batch: int = 32, learning_rate: float = 5e-3, width: int = 64, layers: int = 1) -> tuple[Any, Any]:
     """A tiny model that has seen `steps` batches of demonstrations, and its tokenizer; everything random comes from the seed."""
     tokenizer = models.byte_tokenizer(texts(task))
     model = models.tiny_model(tokenizer, seed, width=width, layers=layers)
@@ -50,7 +50,7 @@ def beginner(task: Task, seed: int, *, steps: int = 300, batch: int = 32, learni
     return model, tokenizer
 
 
-def prepared(path: str | None, task: Task, seed: int, folder: Path, *, steps: int = 300) -> Path:
+def prepared(path: str | None, task: Task, seed: int, folder: Path, *, steps: int = 600) -> Path:
     """Where the model to start from lies: `path`, or a beginner made now and saved in `folder`."""
     if path is not None:
         models.check_path(path)

@@ -34,6 +34,8 @@ class Config(LanguageConfig):
     """Weight of the answers' entropy; none: beta, which is DPO. Below beta H-DPO (sharper), above it SPL (more spread)."""
     steps: int = 100
     """Optimizer steps."""
+    learning_rate: float = 0.0003
+    """Of AdamW, constant."""
 
 
 def train(config: Config, run: Run | None = None) -> Summary:
@@ -52,5 +54,5 @@ def train(config: Config, run: Run | None = None) -> Summary:
             processing_class=tokenizer,
         )
         set_entropy_weight(trainer, weight)
-        attached = attach(trainer, begun.controller, begun.family, shares=config.shares)
+        attached = attach(trainer, begun.controller, begun.family, **begun.how)
         return running.conduct(begun, trainer, attached.record)

@@ -25,11 +25,17 @@ SUMMARY = "Group-relative policy optimisation of a language model, on TRL"
 
 @dataclass(frozen=True)
 class Config(LanguageConfig):
-    """GRPO of a language model on answers that can be checked."""
+    """GRPO of a language model on answers that can be checked; the defaults are for the tiny model that is made on the spot."""
 
+    warm_up: int = 1000
+    """Batches of demonstrations that a model made on the spot has seen."""
+    batch_size: int = 256
+    """Answers of a micro-batch on one device."""
+    learning_rate: float = 0.0015
+    """Of AdamW, constant."""
     over: Literal["token", "trajectory"] = "token"
     """token: the entropy of each token. trajectory: of whole answers, through the choice of prefixes too."""
-    group: int = 8
+    group: int = 16
     """Answers drawn for a prompt, whose rewards are compared."""
     beta: float = 0.0
     """Weight of the KL to the starting model."""
@@ -83,5 +89,5 @@ def train(config: Config, run: Run | None = None) -> Summary:
             train_dataset=Dataset.from_list(arithmetic.questions(task, begun.rows)),
             processing_class=tokenizer,
         )
-        attached = attach(trainer, begun.controller, begun.family, over=config.over, shares=config.shares)
+        attached = attach(trainer, begun.controller, begun.family, over=config.over, **begun.how)
         return running.conduct(begun, trainer, attached.record)

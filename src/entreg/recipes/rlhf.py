@@ -83,7 +83,7 @@ def train(config: Config, run: Run | None = None) -> Summary:
             train_dataset=Dataset.from_list(arithmetic.questions(task, begun.rows)),
             processing_class=tokenizer,
         )
-        attached = attach(trainer, begun.controller, begun.family, shares=config.shares)
+        attached = attach(trainer, begun.controller, begun.family, **begun.how)
         return running.conduct(begun, trainer, attached.record)
 
 

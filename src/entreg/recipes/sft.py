@@ -25,11 +25,11 @@ class Config(LanguageConfig):
 
     warm_up: int = 0
     """Batches of demonstrations that a model made on the spot has seen before."""
-    steps: int = 300
+    steps: int = 600
     """Optimizer steps."""
     batch_size: int = 32
     """Sequences of a micro-batch on one device."""
-    learning_rate: float = 0.01
+    learning_rate: float = 0.005
     """Of AdamW, constant."""
     eval_samples: int = 16
     """Samples of each prompt in an evaluation, at temperature 1."""
@@ -47,5 +47,5 @@ def train(config: Config, run: Run | None = None) -> Summary:
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
         )
-        attached = attach(trainer, begun.controller, begun.family, shares=config.shares)
+        attached = attach(trainer, begun.controller, begun.family, **begun.how)
         return running.conduct(begun, trainer, attached.record)
