@@ -11,9 +11,9 @@ from entreg.kernels.truncation import Truncation
 
 
 def logits():
-    """A row drawn, one with ties and both zeros, one of bfloat16 numbers, one of one sign, one with absent classes, one with no class."""
+    """A row drawn, one whose upper half is zeros of both signs, one of bfloat16 numbers, one of one sign, one with absent classes, one with no class."""
     z = 3 * torch.randn(6, 700, generator=torch.Generator().manual_seed(0))
-    z[1], z[2], z[3], z[4, ::3], z[5] = z[1].round(), z[2].bfloat16().float(), -z[3].abs(), -math.inf, -math.inf
+    z[1], z[2], z[3], z[4, ::3], z[5] = z[1].round().clamp(max=0), z[2].bfloat16().float(), -z[3].abs(), -math.inf, -math.inf
     assert len({str(zero) for zero in z[1][z[1] == 0].tolist()}) == 2
     return z
 

@@ -78,10 +78,9 @@ def _end(x: Tensor, scale: Tensor, softcap: float | None, truncation: Truncation
     before = _before(mass)
     total = before[-1] + mass[-1]
     wanted = part * total if truncation.clamp is None else total - (part * total).floor()
-    ends = ((mass > 0) & (before < wanted)).nonzero()
-    if not len(ends):  # no class, or a NaN
+    bin = int((before < wanted).sum()) - 1
+    if bin < 0:  # no class, or a NaN
         return x.new_full((), -math.inf), bins.new_zeros(())
-    bin = ends[-1, 0]
     inside = (bins == BINS - 1 - bin).nonzero().squeeze(-1)
     ranked, order = x[inside].sort(descending=True, stable=True)  # equal ones in order of their number
     count = (before[bin] + _before(weight[inside][order]) < wanted).sum()
