@@ -107,7 +107,7 @@ def _facts(name: str) -> dict[str, str]:
 def _recipes(_: Any) -> int:
     for name in recipe_names():
         facts = _facts(name)
-        print(f"{name:12s} {facts['STATUS']:13s} {facts['SUMMARY']}")
+        print(f"{name:13s} {facts['STATUS']:13s} {facts['SUMMARY']}")
     return 0
 
 

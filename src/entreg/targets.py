@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 from entreg.control import Controller, Observed, Plateau, as_controller, current_target
 from entreg.schedules import OPEN, Schedule, Target, fix, number
 
-__all__ = ["BestSquashed", "action_dim", "best_squashed", "feasible", "fraction_of_max", "greedy_probability", "needs", "resolve", "within"]
+__all__ = ["BestSquashed", "action_dim", "best_squashed", "feasible", "fraction_of_max", "greedy_probability", "named_targets", "needs", "resolve", "within"]
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,9 @@ def resolve(
     outer = controller
     while isinstance(outer, Plateau):
         outer = outer.controller
-    if isinstance(outer, Schedule) and (named := _targets(outer)):
+    if isinstance(outer, Schedule) and (named := named_targets(outer)):
         raise ValueError(f"controller={outer!r}: {named[0]!r} is an entropy; legal: coefficients as numbers, or TargetEntropy(...) around the schedule")
-    if family != "shannon" and (named := [target for target in _targets(controller) if isinstance(target, greedy_probability)]):
+    if family != "shannon" and (named := [target for target in named_targets(controller) if isinstance(target, greedy_probability)]):
         raise ValueError(f"family={family!r}: {named[0]!r} is a Shannon entropy; legal: family 'shannon', fraction_of_max(f), or a number")
     filled: Controller[Any] = _fill(controller, known)
     return filled
@@ -151,11 +151,12 @@ def needs(controller: Controller[Any]) -> set[str]:
     return {name for name in ("reward", "kl", "grad_share", "progress") if misses(name)}
 
 
-def _targets(value: Any) -> list[Target]:
+def named_targets(value: Any) -> list[Target]:
+    """The targets inside a controller that stand there by name, such as `action_dim()`; none are left where `resolve` knew their size."""
     if isinstance(value, Target):
         return [value]
     inner: Iterable[Any] = value if isinstance(value, tuple) else (getattr(value, field.name) for field in fields(value)) if is_dataclass(value) else ()
-    return [target for item in inner for target in _targets(item)]
+    return [target for item in inner for target in named_targets(item)]
 
 
 def _fill(value: Any, known: dict[str, float | None]) -> Any:

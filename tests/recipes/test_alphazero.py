@@ -215,12 +215,16 @@ def test_the_loaded_policy_is_the_networks_and_play_says_how_it_did(tmp_path, ca
     assert "tic_tac_toe" in capsys.readouterr().err
 
 
-def test_dry_run_keeps_nothing_and_other_boards_run(tmp_path):
+def test_dry_run_learns_keeps_nothing_and_other_boards_run(tmp_path, monkeypatch):
+    learnt = []
+    step = alphazero.AlphaZero.gradient_step
+    monkeypatch.setattr(alphazero.AlphaZero, "gradient_step", lambda self, *batch: (learnt.append(batch[-1]), step(self, *batch))[1])
     assert (
         cli.main(["train", "alphazero", "--dry-run", "--out", str(tmp_path), "--quiet", "--simulations", "4", "--environments", "2", "--eval-episodes", "2"])
         == 0
     )
     assert list(tmp_path.iterdir()) == []
+    assert len(learnt) == 2 * alphazero.Config.updates and all(active.all() for active in learnt)
     summary = trained(tmp_path, replace(FAST, env="connect_four", steps=64, search="gumbel", batch_size=8))
     assert {"eval/return", "eval/random"} <= lines(summary)[-1].keys()
     assert Checkpoints(summary.folder / "checkpoint", print).best_scores().keys() == {0}

@@ -281,7 +281,7 @@ def test_a_dry_run_makes_two_updates_and_keeps_nothing(per_step, environments, s
         ({"buffer_size": 0}, "buffer_size"),
         ({"estimator": "sampled", "family": ("shannon", "renyi(2)")}, "estimator sampled is for the family shannon"),
         ({"estimator": "best"}, "estimator"),
-        ({"coef": ("TargetEntropy(fraction_of_max(0.5))",)}, "fraction_of_max"),
+        ({"coef": ("TargetEntropy(fraction_of_max(0.5))",)}, "continuous actions have no max_entropy; legal: action_dim"),
         ({"family": ("renyi(0)",)}, "order"),
         ({"activation": "swish"}, "activation"),
     ],

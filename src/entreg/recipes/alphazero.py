@@ -23,7 +23,7 @@ from entreg.rl.heads import head_for
 from entreg.rl.networks import Activation, ActorCritic, Architecture
 from entreg.rl.search import Options
 from entreg.rl.search_rules import Kind
-from entreg.rl.selfplay import Positions, SelfPlay, Window
+from entreg.rl.selfplay import Finished, Positions, SelfPlay, Window
 from entreg.rl.spaces import ActionSpec
 from entreg.run import Run, Summary
 
@@ -145,9 +145,7 @@ class AlphaZero(ActorCriticStudy):
         if self.evaluation_due:  # a signal cut it short
             self.evaluate()
         while self.update < self.updates and self.going:
-            finished = [game for _ in range(self.config.rollout) for game in self.self_play.move()]
-            for game in finished:
-                self.window.add(game.game // self.config.environments, game.positions)
+            finished = self._play()
             first, active = self.window.sample(self.streams, self.config.batch_size)
             before = self._begin_update(first, [(game.game, game.total, game.length) for game in finished])
             if active.any():
@@ -155,6 +153,17 @@ class AlphaZero(ActorCriticStudy):
                 for _ in range(self.config.updates - 1):
                     yield self.window.sample(self.streams, self.config.batch_size)
             self._end_update(first, active.tolist(), before)
+
+    def _play(self) -> list[Finished]:
+        """A rollout of moves; in a dry run as many as fill the first batch, so that it takes gradient steps. The games that ended are in the window."""
+        finished: list[Finished] = []
+        rollouts = 0
+        while rollouts == 0 or (self.run.settings.dry_run and self.going and self.window.added.min() < self.config.batch_size):
+            for game in (game for _ in range(self.config.rollout) for game in self.self_play.move()):
+                self.window.add(game.game // self.config.environments, game.positions)
+                finished.append(game)
+            rollouts += 1
+        return finished
 
     @torch.no_grad()
     def _begin_update(self, first: Positions, ended: Sequence[tuple[int, float, int]]) -> Tensor:

@@ -119,13 +119,14 @@ class Books:
         return min(_mean_return(recent) if len(recent) == _EPISODES else -math.inf for recent in self.recent)
 
     def summary(self) -> dict[str, float]:
-        """Evaluated (or else recent) return, mean over the members of each setting."""
+        """Evaluated (or else recent) return, mean over the members of each setting, which is named where there are several."""
         returns: dict[str, list[float]] = {}
+        alone = len({(member.coef, member.family) for member in self.members}) == 1
         for index, member in enumerate(self.members):
             recent = self.recent[index]
             value = self.evaluated[index] if not math.isnan(self.evaluated[index]) else _mean_return(recent) if recent else math.nan
             name = f"return at coef {member.coef}" + ("" if member.family == "shannon" else f", {member.family}")
-            returns.setdefault(name, []).append(value)
+            returns.setdefault("return" if alone else name, []).append(value)
         return {name: float(np.mean(values)) for name, values in returns.items()}
 
     def state_dict(self) -> dict[str, Any]:

@@ -47,6 +47,11 @@ def regularizers(members: Sequence[Member], head: Head, *, steps: int, lr: float
             family=family.name,
         )
         head.entropy(torch.zeros(1, 1, head.outputs + head.log_std), family, None)  # refuses what this head has no entropy of
+        if unknown := targets.named_targets(controller):
+            legal = "action_dim(factor)" if head.spec.kind == "continuous" else "fraction_of_max(f), greedy_probability(p)"
+            raise ValueError(
+                f"coef {member.coef}: {head.spec.kind} actions have no {unknown[0].needs}; legal: {legal}, a number of nats, or a schedule of either"
+            )
         try:
             result.append(EntropyRegularizer(controller))
         except ValueError as error:
