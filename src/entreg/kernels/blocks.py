@@ -2,7 +2,7 @@
 
 Shapes: `n` tokens, `b` blocks, `BLOCK` columns; rows are [n, 1, 1] inside. The two bodies are plain torch, which inductor makes loops of where it finds a
 compiler (one thread, [256, 151936]: sums 30 ms in float32 and bfloat16, gradient 21 and 26 ms; reading these logits once takes 6 and 8 ms, copying them 11
-and 8). Sums inside a block are float32, across blocks float64. The last, incomplete block always runs eagerly: its length would be one more thing to compile for.
+and 8). Sums inside a block are float32, across blocks float64. The last, incomplete block runs eagerly: its length would be one more thing to compile for.
 
 Two exponentials an entry are most of the time. Tried and not kept: a polynomial in bits instead of `exp` (float32 47 to 37 ms for both, but bfloat16 57 to 121:
 inductor does not vectorise the cast, and a NaN loses its bits); fused multiply-add (1 to 5 %); blocks of 4736 columns (sums 35 ms for 29 in bfloat16);
