@@ -4,14 +4,16 @@
 
 `logits`: forward and backward of log-probability and entropy from bfloat16 logits, in place and out of place, Shannon and Rényi, beside
 TRL's pair (entropy by softmax and log-softmax in chunks, log-probability row by row), verl's (log-sum-exp minus the mean logit; log-softmax gather) and
-Liger's kind of loss (cross-entropy whose gradient overwrites the logits; it has no entropy), each written from its formula in plain torch; the limit is copying
-the logits. `head`: the closure `linear_token_loss` beside four products (recomputed) and the limit of three bare products. Results are first checked against
-float64 on a few rows. Sides take turns; medians of CUDA events. `--quick` is a small shape without a file, `--cpu` runs it without a GPU (to see that it runs).
+Liger's kind of loss (cross-entropy; it has no entropy), each written from its formula in plain torch; the limit is the time of moving the logits three times,
+one and a half copies. `head`: the closure `linear_token_loss` beside four products (recomputed), verl's formula and the limit of three bare products. Results
+are first checked against float64 on a few rows. Sides take turns; medians of CUDA events. What was measured is written after each part. `--quick` is a small
+shape without a file, `--cpu` runs it without a GPU (to see that it runs).
 """
 
 import argparse
 import statistics
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor
 from entreg.functional import SHANNON, linear_token_loss, linear_token_stats, renyi, token_stats
 
 Side = Callable[[], object]
+Prepare = Callable[[], object]
 FIELDS = ("log_prob", "entropy")
 
 
@@ -40,12 +43,13 @@ def milliseconds(side: Side, device: str) -> float:
     return begin.elapsed_time(end)
 
 
-def medians(sides: Mapping[str, Side], repeats: int, device: str) -> dict[str, tuple[float, float]]:
-    """Median milliseconds of each side and its peak memory in bytes beside what was there; the first two turns do not count."""
+def medians(sides: Mapping[str, Side], repeats: int, device: str, prepare: Prepare = lambda: None) -> dict[str, tuple[float, float]]:
+    """Median milliseconds of each side and its peak memory in bytes beside what was there; the first two turns do not count. `prepare` is not timed."""
     found: dict[str, list[float]] = {name: [] for name in sides}
     memory = dict.fromkeys(sides, 0.0)
     for turn in range(repeats + 2):
         for name, side in sides.items():
+            prepare()
             if device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
                 before = torch.cuda.memory_allocated()
@@ -53,11 +57,18 @@ def medians(sides: Mapping[str, Side], repeats: int, device: str) -> dict[str, t
                 took = milliseconds(side, device)
             except torch.OutOfMemoryError:
                 took = float("nan")
+                torch.cuda.empty_cache()  # the next side needs what this one had got
             if device == "cuda":
                 memory[name] = torch.cuda.max_memory_allocated() - before
             if turn >= 2:
                 found[name].append(took)
     return {name: (statistics.median(values), memory[name]) for name, values in found.items()}
+
+
+def verls(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability and entropy by verl's formulas."""
+    entropy = torch.logsumexp(logits, -1) - (torch.softmax(logits, -1) * logits).sum(-1)
+    return torch.log_softmax(logits.float(), -1).gather(-1, targets[:, None])[:, 0], entropy
 
 
 def logits_sides(logits: Tensor, targets: Tensor, pull: Tensor) -> dict[str, Side]:
@@ -69,7 +80,7 @@ def logits_sides(logits: Tensor, targets: Tensor, pull: Tensor) -> dict[str, Sid
     def ours(family=SHANNON, inplace=False) -> Side:
         def side() -> object:
             leaf = logits.detach().requires_grad_()
-            z = leaf.view_as(leaf)  # no leaf, and no copy: the gradient of an in-place turn is the next turn's input
+            z = leaf.view_as(leaf)  # no leaf, and no copy
             stats = token_stats(z, targets, fields=FIELDS, family=family, inplace=inplace)
             return torch.autograd.grad(both(stats.log_prob, stats.entropy), leaf)
 
@@ -86,17 +97,14 @@ def logits_sides(logits: Tensor, targets: Tensor, pull: Tensor) -> dict[str, Sid
 
     def verl() -> object:
         z = logits.detach().requires_grad_()
-        p = torch.softmax(z, -1)
-        entropy = torch.logsumexp(z, -1) - (p * z).sum(-1)
-        log_prob = torch.log_softmax(z.float(), -1).gather(-1, targets[:, None])[:, 0]
-        return torch.autograd.grad(both(log_prob, entropy), z)
+        return torch.autograd.grad(both(*verls(z, targets)), z)
 
     def cross_entropy() -> object:
         z = logits.detach().requires_grad_()
         return torch.autograd.grad(torch.nn.functional.cross_entropy(z, targets, reduction="sum"), z)
 
     return {
-        "limit: copy, three passes' bytes": lambda: (torch.empty_like(logits).copy_(logits), logits.amax()),
+        "copy": lambda: torch.empty_like(logits).copy_(logits),
         "entreg": ours(),
         "entreg, in place": ours(inplace=True),
         "entreg, renyi(2), in place": ours(renyi(2), True),
@@ -128,20 +136,33 @@ def head_sides(hidden: Tensor, weight: Tensor, targets: Tensor, pull: Tensor) ->
         stats = linear_token_stats(states, head, targets, fields=FIELDS)
         return torch.autograd.grad((pull * (stats.log_prob + 0.01 * stats.entropy)).sum(), (states, head))
 
-    return {"limit: three products": three, "entreg, closure": closure, "entreg, recomputed (four products)": recomputed}
+    def whole() -> object:
+        states, head = (x.detach().requires_grad_() for x in (hidden, weight))
+        log_prob, entropy = verls(states @ head.T, targets)
+        return torch.autograd.grad((pull * (log_prob + 0.01 * entropy)).sum(), (states, head))
+
+    return {"limit: three products": three, "entreg, closure": closure, "entreg, recomputed (four products)": recomputed, "verl's formula": whole}
 
 
 def check(logits: Tensor, targets: Tensor) -> float:
     """The largest error of entropy, log-probability and gradient on four rows, in units of 1 + |value|, against float64 of the same bfloat16 logits."""
-    some, right = logits[:4].detach().clone().requires_grad_(), logits[:4].detach().double().requires_grad_()
-    mine = token_stats(some, targets[:4], fields=FIELDS)
-    theirs = token_stats(right, targets[:4], fields=FIELDS, backend="reference")
-    errors = [
-        float(((a.detach().double() - b.detach()).abs() / (1 + b.detach().abs())).max())
-        for a, b in ((mine.log_prob, theirs.log_prob), (mine.entropy, theirs.entropy))
-    ]
-    (grad,), (slope,) = (torch.autograd.grad((x.log_prob + x.entropy).sum(), z) for x, z in ((mine, some), (theirs, right)))
-    return max(*errors, float((grad.double() - slope).abs().max() / slope.abs().max()) / 100)  # the gradient is rounded to bfloat16
+    errors = []
+    for family, inplace in ((SHANNON, False), (SHANNON, True), (renyi(2), True), (renyi(0.7), True)):
+        some, right = logits[:4].detach().clone().requires_grad_(), logits[:4].detach().double().requires_grad_()
+        leaf = some.view_as(some)
+        mine = token_stats(leaf, targets[:4], fields=FIELDS, family=family, inplace=inplace)
+        theirs = token_stats(right, targets[:4], fields=FIELDS, family=family, backend="reference")
+        for a, b in ((mine.log_prob, theirs.log_prob), (mine.entropy, theirs.entropy)):
+            errors.append(float(((a.detach().double() - b.detach()).abs() / (1 + b.detach().abs())).max()))
+        (grad,), (slope,) = (torch.autograd.grad((x.log_prob + x.entropy).sum(), z) for x, z in ((mine, some), (theirs, right)))
+        errors.append(float((grad.double() - slope).abs().max() / slope.abs().max()) / 100)  # the gradient is rounded to bfloat16
+    return max(errors)
+
+
+def check_head(hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
+    """ValueError unless the closure's loss and gradients for some tokens, in two chunks, are those of plain torch (`debug`)."""
+    some, head = hidden[:64].detach().requires_grad_(), weight.detach().requires_grad_()
+    linear_token_loss(some, head, targets[:64], lambda stats, _: (stats.log_prob + 0.01 * stats.entropy).sum(), fields=FIELDS, chunk=40, debug=True)
 
 
 def main() -> None:
@@ -163,27 +184,26 @@ def main() -> None:
     print(f"largest error against float64: {error:.1e}", flush=True)
     if not error < 1e-4:
         raise SystemExit(1)
-    rows = []
-    found = medians(logits_sides(logits, targets, pull), args.repeats, device)
-    copied = found["limit: copy, three passes' bytes"][0]
-    bytes_moved = 3 * logits.numel() * logits.element_size()
-    for side, (took, peak) in found.items():
-        rows.append(
-            {"what": "logits", "side": side, "ms": took, "gigabytes_per_second": bytes_moved / took / 1e6, "to_limit": took / copied, "peak_mb": peak / 1e6}
-        )
-    del logits
-    hidden, weight = (torch.randn(*shape, device=device, dtype=torch.bfloat16, generator=generator) / d**0.5 for shape in ((n, d), (v, d)))
-    found = medians(head_sides(hidden, weight, targets, pull), args.repeats, device)
-    for side, (took, peak) in found.items():
-        rows.append(
-            {"what": "head", "side": side, "ms": took, "gigabytes_per_second": "", "to_limit": took / found["limit: three products"][0], "peak_mb": peak / 1e6}
-        )
     card = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    rows = [{**row, "n": n, "d": d, "v": v, "repeats": args.repeats, "error": error, "card": card} for row in rows]
-    for row in rows:
-        print(f"{row['what']:7} {row['side']:40} {row['ms']:9.3f} ms  {row['to_limit']:6.2f} of the limit  {row['peak_mb']:9.1f} MB", flush=True)
-    if not args.quick and device == "cuda":
-        write(args.out, rows, machine("torch", "triton", "numpy"))
+    common = {"n": n, "d": d, "v": v, "repeats": args.repeats, "error": error, "card": card}
+    rows: list[dict[str, object]] = []
+
+    def report(what: str, found: dict[str, tuple[float, float]], limit: float, moved: int | None) -> None:
+        for side, (took, peak) in found.items():
+            speed = "" if moved is None else (2 if side == "copy" else 3) * moved / took / 1e6
+            rows.append({"what": what, "side": side, "ms": took, "gigabytes_per_second": speed, "to_limit": took / limit, "peak_mb": peak / 1e6, **common})
+            print(f"{what:7} {side:40} {took:9.3f} ms  {took / limit:6.2f} of the limit  {peak / 1e6:9.1f} MB", flush=True)
+        if not args.quick and device == "cuda":
+            write(args.out, rows, machine("torch", "triton", "numpy"))
+
+    source = logits.clone()
+    found = medians(logits_sides(logits, targets, pull), args.repeats, device, partial(logits.copy_, source))
+    report("logits", found, 1.5 * found["copy"][0], logits.nbytes)
+    del logits, source
+    hidden, weight = (torch.randn(*shape, device=device, dtype=torch.bfloat16, generator=generator) / d**0.5 for shape in ((n, d), (v, d)))
+    check_head(hidden, weight, targets)
+    found = medians(head_sides(hidden, weight, targets, pull), args.repeats, device)
+    report("head", found, found["limit: three products"][0], None)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 Forward and backward of log-probability and entropy. All sides of a part are called in turn, `--rounds` times after one call that is not counted; times are
 CPU time of this process, ratios those of medians. TRL's functions are timed where `trl` is installed (their rows are left out elsewhere). Our gradients are
-compared with float64 first. Memory is the growth of the process's high-water mark, in a process of its own.
+compared with float64 first. Memory is the growth of the process's high-water mark, in a process of its own; of the LM head without the gradients it returns.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from bench.common import RESULTS, machine, write
 from torch import Tensor
 
 from entreg.functional import SHANNON, Family, linear_token_loss, linear_token_stats, renyi, token_stats
+from entreg.kernels import head
 
 CLASSES, HIDDEN, COEF = 151_936, 1024, 0.01
 Side = Callable[[], Any]
@@ -97,15 +98,20 @@ def head_sides(n: int, classes: int) -> dict[str, Side]:
     torch.manual_seed(0)
     hidden, weight = torch.randn(n, HIDDEN).bfloat16(), (0.05 * torch.randn(classes, HIDDEN)).bfloat16()
     targets = torch.randint(classes, (n,))
-    gradient = torch.empty_like(weight)
+    there, chunks = torch.empty_like(weight), len(head.chunks(n, weight, None))
 
-    def bare(chunks: int) -> Side:
+    def bare(chunks: int, kept: bool = False) -> Side:
+        """Logits, gradient of hidden, gradient of weight: a new one as autograd hands over, or one that is kept (its pages are touched once)."""
+
         def side() -> Callable[[], Any]:
-            def call() -> None:
-                for number, rows in enumerate(hidden.tensor_split(chunks)):
-                    logits = rows @ weight.T
-                    torch.mm(logits, weight)
+            def call() -> Any:
+                gradient, to_hidden = there if kept else torch.empty_like(weight), torch.empty_like(hidden)
+                buffer = hidden.new_empty(-(-n // chunks), classes)
+                for number, (rows, out) in enumerate(zip(hidden.tensor_split(chunks), to_hidden.tensor_split(chunks), strict=True)):
+                    logits = torch.mm(rows, weight.T, out=buffer[: len(rows)])
+                    torch.mm(logits, weight, out=out)
                     torch.mm(logits.T, rows, out=gradient) if number == 0 else gradient.addmm_(logits.T, rows)
+                return to_hidden, gradient
 
             return call
 
@@ -139,7 +145,9 @@ def head_sides(n: int, classes: int) -> dict[str, Side]:
 
     return {
         "three products": bare(1),
-        "three products in three chunks": bare(3),
+        "three products in chunks": bare(chunks),
+        "three products, gradient kept": bare(1, True),
+        "three products in chunks, gradient kept": bare(chunks, True),
         "linear_token_loss": closure,
         "linear_token_stats": recomputed,
         "logits and log_softmax": whole,
@@ -186,8 +194,9 @@ def high_water(part: str, name: str, n: int, classes: int) -> None:
     call = sides(n, classes)[name]()
     ballast = torch.zeros(int(max(0.0, mark() - _resident()) * 2**18))  # up to the mark, so that what is added shows
     before = mark()
-    call()
-    print(f"{mark() - before + 0 * len(ballast):.1f}")
+    result = call()
+    returned = sum(x.nbytes for x in result) / 2**20 if part == "head" else 0
+    print(f"{mark() - before - returned + 0 * len(ballast):.1f}")
 
 
 def _resident() -> float:

@@ -178,3 +178,10 @@ def test_chunks_are_even_and_fit_the_buffer():
     weight = torch.empty(1, dtype=torch.bfloat16).expand(151_936, 8)
     sizes = [tokens.stop - tokens.start for tokens in head.chunks(256, weight, None)]
     assert sizes == [86, 85, 85] and head.BUFFER >= 86 * 151_936 * 2
+
+
+def test_no_tokens_leave_the_weight_a_gradient_of_zero():
+    hidden, weight = torch.zeros(0, 4, requires_grad=True), torch.ones(9, 4, requires_grad=True)
+    torch.full((9, 4), 7.0)  # what memory may hold
+    linear_token_loss(hidden, weight, torch.zeros(0, dtype=torch.long), lambda stats, _: stats.log_prob.sum())[0].backward()
+    assert not weight.grad.any()

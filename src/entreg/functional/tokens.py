@@ -169,9 +169,9 @@ def linear_token_stats(
 ) -> TokenStats:
     """`token_stats` of the logits `hidden @ weight.T + bias`, which never exist as a whole: `[*, D], [V, D] -> TokenStats` of `[*]`, nats.
 
-    The forward holds the logits of `chunk` tokens (default: what fits 25 MB), the backward computes them again by blocks of classes: four products of matrices.
-    Where the loss is a sum over tokens, `linear_token_loss` takes three. Gradients go to hidden, weight and bias; with `group` (weight is this rank's rows)
-    that of hidden is summed over ranks. The weight is cast to hidden's dtype. Raises ValueError as `token_stats` does.
+    The forward holds the logits of `chunk` tokens (default: what fits 25 MB, 640 MB on a GPU), the backward computes them again by blocks of classes: four
+    products of matrices. Where the loss is a sum over tokens, `linear_token_loss` takes three. Gradients go to hidden, weight and bias; with `group` (weight is
+    this rank's rows) that of hidden is summed over ranks. The weight is cast to hidden's dtype. Raises ValueError as `token_stats` does.
 
     >>> import torch
     >>> from entreg.functional import linear_token_stats
@@ -211,10 +211,10 @@ def linear_token_loss(
 
     `loss_fn(stats, tokens)` gets the statistics `[n]` of the tokens `tokens` (a slice of the flattened batch) and returns a scalar: a plain SUM over these
     tokens, divided at most by a number known beforehand, which needs gradients through `stats` only. `chunk` is the number of tokens at a time, or one number
-    for each chunk, so that what belongs together (the sequences of a DPO pair) stays together; default: what fits 25 MB. The loss is differentiable once; its
-    gradients are computed now, and kept. The weight's gradient is summed over chunks in its own dtype unless `accumulate` names a wider one. The returned
-    statistics are constants. `debug` compares loss and gradients with those of one chunk in plain torch. Raises ValueError as `token_stats` does, for a loss
-    that is no scalar or needs gradients elsewhere, and where `debug` finds a difference.
+    for each chunk, so that what belongs together (the sequences of a DPO pair) stays together; default: what fits 25 MB, 640 MB on a GPU. The loss is
+    differentiable once; its gradients are computed now, and kept. The weight's gradient is summed over chunks in its own dtype unless `accumulate` names a
+    wider one. The returned statistics are constants. `debug` compares loss and gradients with those of one chunk in plain torch. Raises ValueError as
+    `token_stats` does, for a loss that is no scalar or needs gradients elsewhere, and where `debug` finds a difference.
 
     >>> import torch
     >>> from entreg.functional import linear_token_loss

@@ -12,6 +12,7 @@ Shapes: B sequences of T response tokens.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -69,33 +70,45 @@ class ControlledLoss:
 
 
 def controlled_worker(base: type, controller: Controller[Any] | float) -> type:
-    """A subclass of verl's TrainingWorker that controls the entropy of a PPO-like loss; other losses are left alone."""
+    """A subclass of verl's TrainingWorker that controls the entropy of its PPO loss.
+
+    Raises: `ValueError` where the bonus would be ignored: for a loss that is another one (distillation), and where pipeline stages do not see the loss.
+    """
     from verl.workers.utils.losses import ppo_loss
 
     class ControlledWorker(base):  # type: ignore[misc]
+        @functools.wraps(base.set_loss_fn)  # type: ignore[attr-defined]
         def set_loss_fn(self, loss_fn: Any) -> None:
-            if getattr(loss_fn, "func", None) is ppo_loss:
-                loss_fn = ControlledLoss(loss_fn, controller, self.engine.get_data_parallel_group())
-            base.set_loss_fn(self, loss_fn)  # type: ignore[attr-defined]
+            if getattr(loss_fn, "func", None) is not ppo_loss:
+                raise ValueError(
+                    f"loss: got {getattr(loss_fn, 'func', loss_fn)!r}, which would ignore {VARIABLE}; legal is verl's ppo_loss, without distillation"
+                )
+            stages = self.engine_config.get("pipeline_model_parallel_size", 1)
+            if stages != 1:
+                raise ValueError(f"pipeline_model_parallel_size: got {stages}, legal is 1: other stages than the last see no loss, and would not control it")
+            base.set_loss_fn(self, ControlledLoss(loss_fn, controller, self.engine.get_data_parallel_group()))  # type: ignore[attr-defined]
 
+        @functools.wraps(base.train_batch)  # type: ignore[attr-defined]
         def train_batch(self, data: Any) -> Any:
             output = base.train_batch(self, data)  # type: ignore[attr-defined]
-            if isinstance(self.loss_fn, ControlledLoss):
-                self.loss_fn.step()
+            self.loss_fn.step()
             return output
 
+        @functools.wraps(base.save_checkpoint)  # type: ignore[attr-defined]
         def save_checkpoint(self, local_path: Any, *how: Any, **named: Any) -> Any:
             result = base.save_checkpoint(self, local_path, *how, **named)  # type: ignore[attr-defined]
-            if isinstance(self.loss_fn, ControlledLoss) and self.rank == 0:
-                Path(local_path, FILE).write_text(json.dumps(self.loss_fn.regularizer.state_dict()))
+            part = Path(local_path, f"{FILE}.{self.rank}")  # every rank has the same state, and perhaps a disk of its own
+            part.write_text(json.dumps(self.loss_fn.regularizer.state_dict()), encoding="ascii")
+            part.replace(Path(local_path, FILE))
             return result
 
+        @functools.wraps(base.load_checkpoint)  # type: ignore[attr-defined]
         def load_checkpoint(self, local_path: Any, *how: Any, **named: Any) -> Any:
-            if isinstance(self.loss_fn, ControlledLoss) and local_path is not None:
+            if local_path is not None:
                 file = Path(local_path, FILE)
                 if not file.is_file():
                     raise ValueError(f"checkpoint: {local_path} holds no {FILE}; legal is a checkpoint of a run with {VARIABLE}")
-                self.loss_fn.regularizer.load_state_dict(json.loads(file.read_text()))
+                self.loss_fn.regularizer.load_state_dict(json.loads(file.read_text(encoding="ascii")))
             return base.load_checkpoint(self, local_path, *how, **named)  # type: ignore[attr-defined]
 
     return ControlledWorker

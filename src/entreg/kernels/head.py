@@ -16,7 +16,8 @@ from entreg.kernels.autograd import Seen, Task, complete, differentiate, local, 
 from entreg.kernels.parallel import summed
 from entreg.kernels.rows import Rows
 
-BUFFER = 25 << 20  # bytes for the logits of a chunk
+BUFFER = 25 << 20  # bytes for the logits of a chunk on a processor
+GPU_BUFFER = 640 << 20  # on a device: 2048 tokens of 151,936 classes in bfloat16; with 86, reading the weight would take longer than multiplying it
 ROWS = 1024  # tokens whose logits the backward of `HeadRows` computes at a time, for a block of classes
 Objective = Callable[[Rows, slice], Tensor]
 
@@ -29,7 +30,7 @@ def chunks(n: int, weight: Tensor, wanted: int | Sequence[int] | None) -> list[s
     if wanted is None or isinstance(wanted, int):
         if wanted is not None and wanted < 1:
             raise ValueError(f"chunk: got {wanted}, legal is a number >= 1, or the sizes of all chunks")
-        largest = max(1, BUFFER // (weight.shape[0] * weight.element_size())) if wanted is None else wanted
+        largest = max(1, _room(weight) // (weight.shape[0] * weight.element_size())) if wanted is None else wanted
         count = max(1, -(-n // largest))
         sizes = [n // count + (i < n % count) for i in range(count)] if wanted is None else [min(wanted, n - i) for i in range(0, n, wanted)] or [0]
     else:
@@ -38,6 +39,10 @@ def chunks(n: int, weight: Tensor, wanted: int | Sequence[int] | None) -> list[s
             raise ValueError(f"chunk: got sizes {sizes}, legal are numbers >= 1 with sum {n}")
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     return [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+
+
+def _room(weight: Tensor) -> int:
+    return BUFFER if weight.device.type == "cpu" else GPU_BUFFER
 
 
 def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
@@ -102,7 +107,7 @@ def _class_blocks(hidden: Tensor, weight: Tensor) -> Iterator[tuple[slice, list[
     """Blocks of classes with the tokens of each: outer classes, so that a row of the weight's gradient is complete before it is rounded."""
     n, classes = len(hidden), weight.shape[0]
     rows = max(1, min(n, ROWS))
-    width = min(classes, max(512, BUFFER // 2 // max(rows * hidden.element_size(), weight.shape[1] * 4) // 512 * 512))
+    width = min(classes, max(512, _room(weight) // 2 // max(rows * hidden.element_size(), weight.shape[1] * 4) // 512 * 512))
     some = [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
     yield from ((slice(first, min(first + width, classes)), some) for first in range(0, classes, width))
 
@@ -134,8 +139,8 @@ def head_loss(
     with torch.no_grad():
         if needed[0]:
             grads[0] = torch.empty_like(hidden)
-        if needed[1]:
-            grads[1] = torch.zeros_like(weight, dtype=accumulate or weight.dtype)
+        if needed[1]:  # the first chunk writes it: touching a new gradient's pages costs as much as a tenth of the products, once is enough
+            grads[1] = (torch.empty_like if len(hidden) else torch.zeros_like)(weight, dtype=accumulate or weight.dtype)
         if needed[2] and bias is not None:
             grads[2] = torch.zeros_like(bias, dtype=torch.promote_types(bias.dtype, torch.float32))
         buffer = _buffer(hidden, weight, sizes)
@@ -165,7 +170,7 @@ def _accumulate(grads: list[Tensor | None], z: Tensor, hidden: Tensor, weight: T
         torch.mm(z, weight, out=d_hidden[tokens])
     if d_weight is not None:
         if d_weight.dtype != z.dtype:
-            d_weight.add_(z.T @ hidden)
+            (d_weight.add_ if tokens.start else d_weight.copy_)(z.T @ hidden)
         elif tokens.start == 0:
             torch.mm(z.T, hidden, out=d_weight)
         else:
