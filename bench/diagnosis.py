@@ -69,11 +69,11 @@ ARMS = {
     "small": Arm("no_effect", _coef(CARTPOLE, "1e-5"), "PPO CartPole, coefficient 1e-5"),
     "constant": Arm("should_decay", _coef(CARTPOLE, "0.2"), "PPO CartPole, constant .2"),
     "bounds": Arm(
-        "saturated", _coef(CARTPOLE, "TargetEntropy(fraction_of_max(0.9), lr=0.1, init_coef=0.0005, bounds=(1e-8, 0.001))"), "PPO CartPole, bound .001"
+        "saturated", _coef(CARTPOLE, "TargetEntropy(fraction_of_max(0.95), lr=0.1, init_coef=0.0005, bounds=(1e-8, 0.001))"), "PPO CartPole, bound .001"
     ),
     "squashed": Arm("saturated", replace(PENDULUM, coef=("TargetEntropy(0.6, init_coef=0.05, bounds=(1e-8, 0.1))",)), "SAC Pendulum, target .6, bound .1"),
     "gain": Arm("oscillating", _coef(CARTPOLE, "PI(fraction_of_max(0.5), kp=1.0, ki=10.0, bounds=(-10, 10))"), "PPO CartPole, PI with gains 1 and 10"),
-    "step": Arm("oscillating", _coef(CARTPOLE, "TargetEntropy(fraction_of_max(0.8), lr=1.0, init_coef=0.1)"), "PPO CartPole, TargetEntropy with lr 1"),
+    "integral": Arm("oscillating", _coef(CARTPOLE, "PI(fraction_of_max(0.7), kp=0, ki=10, bounds=(-10, 10))"), "PPO CartPole, PI with gains 0 and 10"),
     "maximum": Arm("runaway", _coef(CARTPOLE, "TargetEntropy(fraction_of_max(1), lr=0.1)"), "PPO CartPole, target = maximum"),
     "too wide": Arm("runaway", replace(PENDULUM, coef=("TargetEntropy(1, lr=0.003, init_coef=0.05)",)), "SAC Pendulum, target 1 (none is above .68)"),
     "no marginal": Arm("marginal_collapse", replace(CLUSTERS, marginal=("0",)), "clustering, marginal 0"),

@@ -10,6 +10,7 @@ from entreg.diagnosis.findings import HIGH, LOW, Finding, Severity, below_best, 
 from entreg.diagnosis.traces import Column, Trace, percent, shown, slope, with_gap, with_scale
 
 NO_EFFECT = 0.01  # share of the gradient below which a bonus does nothing that could be seen
+STILL = 0.03  # of the maximum: an entropy whose last two quarters differ by less stands still
 PULLS = 0.02  # share of the gradient from which a bonus can be what keeps a policy from committing
 HOLDS = 0.1  # share of the gradient above which a bonus holds the policy where it is (PPO on CartPole: .03 at coefficient .1, .2 at 1)
 SOON = 0.5  # how far beyond the log, as a share of it, an extrapolation may go: healthy Acrobot falls in the middle of a run as a collapse does
@@ -141,7 +142,8 @@ def uncommitted(trace: Trace) -> str | None:
         return None
     trace, scale = scaled
     late = trace.mean("share", 0.67)
-    if late < 3 * LOW or not flat(trace, "share", 0.5, 1.0, 0.1) or ("grad_share" in trace and trace.mean("grad_share", 0.67) < PULLS):
+    moved = abs(trace.mean("share", 0.75) - trace.mean("share", 0.5, 0.75))
+    if late < 3 * LOW or moved > STILL or ("grad_share" in trace and trace.mean("grad_share", 0.67) < PULLS):
         return None
     low, best = reward_range(trace)
     now = trace.mean("reward", 0.9)
