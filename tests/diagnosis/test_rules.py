@@ -90,8 +90,10 @@ TURN = np.where(STEP % 10 < 5, 1.0, -1.0)
     ("trace", "found"),
     [
         # low entropy with the best reward there is known to be: done, not collapsed
-        (made(share=np.exp(-STEP / 10), reward=RISING), []),
-        (made(share=np.exp(-STEP / 10), reward=RISING, facts=Facts(best=500.0)), ["collapsed"]),
+        (made(share=np.exp(-STEP / 10), reward=np.minimum(STEP, 35)), []),
+        # low entropy before the reward was earned
+        (made(share=np.exp(-STEP / 10), reward=RISING), ["collapsed"]),
+        (made(share=np.exp(-STEP / 10), reward=np.minimum(STEP, 35), facts=Facts(best=500.0)), ["collapsed"]),
         (made(share=np.exp(-STEP / 10), reward=10 + STEP % 2), ["collapsed"]),
         (made(share=np.exp(-STEP / 10)), ["collapsed"]),
         # of the highest seen, where no maximum is known; a density has no share
