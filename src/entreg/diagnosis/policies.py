@@ -30,11 +30,10 @@ def collapsed(trace: Trace) -> Finding | None:
         return None
     since = float(step[onset((share < LOW).tolist())])
     severity, why = _unexcused(trace, since)
-    return (
-        None
-        if why is None
-        else found(trace, "collapsed", severity, since, f"entropy {percent(low)} {scale.words}, under {percent(LOW)} since step {shown(since)}{why}")
-    )
+    if why is None:
+        return None
+    fell = f"entropy {percent(low)} {scale.words}, under {percent(LOW)} since step {shown(since)}"
+    return found(trace, "collapsed", severity, since, fell + why)
 
 
 def _unexcused(trace: Trace, since: float) -> tuple[Severity, str | None]:
