@@ -182,7 +182,11 @@ def main() -> None:
             place = (args.keep or Path(folder)) / slug(name)
             rows += rows_of(name, traces(ARMS[name], args.seed, args.seeds, place))
             if args.fixtures:
-                fixture(max(place.iterdir(), key=lambda one: one.stat().st_mtime), args.fixtures / f"{slug(name)}.jsonl.gz")
+                fixture(
+                    max(place.iterdir(), key=lambda one: one.stat().st_mtime),
+                    args.fixtures / f"{slug(name)}.jsonl.gz",
+                    every=1 if ARMS[name].rule == "collapsing" else 2,
+                )
             print(
                 name,
                 round(time.process_time() - start, 1),
