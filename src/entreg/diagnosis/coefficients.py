@@ -94,10 +94,10 @@ def oscillating(trace: Trace) -> Finding | None:
         return None
     step, gap = trace.span("gap", 0.33)
     at = turns(gap, tolerance(trace))
-    if len(at) < SWINGS or at[-1] < 0.75 * len(gap):
+    if len(at) < SWINGS or at[-1] < 0.6 * len(gap):
         return None
     half = len(gap) // 2
-    if float(gap[half:].std()) < 0.5 * float(gap[:half].std()):
+    if float(gap[half:].std()) < 0.4 * float(gap[:half].std()):
         return None
     coef = trace.span("coef", 0.33).value
     if coef.max() - coef.min() <= 0.2 * float(np.abs(coef).mean()):

@@ -60,13 +60,16 @@ def flat(trace: Trace, name: str, low: float, high: float, share: float) -> bool
     return abs(trace.mean(name, middle, high) - trace.mean(name, low, middle)) <= share * width
 
 
-def onset(step: list[bool]) -> int:
-    """Where the last unbroken stretch of true begins.
+def onset(held: list[bool]) -> int:
+    """Where something begins that holds from then on four times in five; the last place where it never does.
 
-    >>> onset([True, False, True, True])
-    2
+    >>> onset([True, False, False, False, True, True, False, True, True, True])
+    4
     """
-    index = len(step)
-    while index and step[index - 1]:
-        index -= 1
-    return min(index, len(step) - 1)
+    so_far = 0
+    first = len(held) - 1
+    for index in range(len(held) - 1, -1, -1):
+        so_far += held[index]
+        if held[index] and so_far >= 0.8 * (len(held) - index):
+            first = index
+    return first

@@ -11,13 +11,16 @@ from entreg.diagnosis.traces import Column, Trace, percent, shown, slope, with_g
 from entreg.finding import Finding, Severity
 
 NO_EFFECT = 0.01  # share of the gradient below which a bonus does nothing that could be seen
+UNMOVED = 0.95  # of the maximum: a policy that stays above it has not begun to choose
+STILL = 0.03  # of the maximum: an entropy whose last two quarters differ by less stands still
 PULLS = 0.02  # share of the gradient from which a bonus can be what keeps a policy from committing
 HOLDS = 0.1  # share of the gradient above which a bonus holds the policy where it is (PPO on CartPole: .03 at coefficient .1, .2 at 1)
+ALMOST = 0.02  # one class alone is half of two
 SOON = 0.5  # how far beyond the log, as a share of it, an extrapolation may go: healthy Acrobot falls in the middle of a run as a collapse does
 
 
 def collapsed(trace: Trace) -> Finding | None:
-    """Entropy ended below 5 % while the reward is below the best known, or no better than at the start; without a reward: because nothing excuses it."""
+    """Entropy ended below 5 % while the reward is below the best known, no better than at the start, or was for the most part earned after the fall."""
     scaled = with_scale(trace) if enough(trace, "entropy") or enough(trace, "share") else None
     if scaled is None:
         return None
@@ -26,17 +29,32 @@ def collapsed(trace: Trace) -> Finding | None:
     low = trace.mean("share", 0.95)
     if low >= LOW:
         return None
-    since = step[onset((share < LOW).tolist())]
-    evidence = f"entropy {percent(low)} {scale.words}, under {percent(LOW)} since step {shown(float(since))}"
+    since = float(step[onset((share < LOW).tolist())])
+    severity, why = _unexcused(trace, since)
+    if why is None:
+        return None
+    fell = f"entropy {percent(low)} {scale.words}, under {percent(LOW)} since step {shown(since)}"
+    return found(trace, "collapsed", severity, since, fell + why)
+
+
+def _unexcused(trace: Trace, since: float) -> tuple[Severity, str | None]:
+    """Why a low entropy is a fault, in words: a policy that is done has the best reward there is, and earned it before."""
     if "reward" not in trace:
-        return found(trace, "collapsed", "warn", since, f"{evidence}; the log has no reward that could excuse it")
-    late = trace.mean("reward", 0.95)
-    best = reward_range(trace)[1]
+        return "warn", "; the log has no reward that could excuse it"
+    late = shown(trace.mean("reward", 0.95))
     if no_better(trace):
-        return found(trace, "collapsed", "fail", since, f"{evidence}, and the reward {shown(late)} is no better than at the start")
+        return "fail", f", and the reward {late} is no better than at the start"
     if below_best(trace):
-        return found(trace, "collapsed", "fail", since, f"{evidence}, while the reward {shown(late)} is below the best known, {shown(best)}")
-    return None
+        return "fail", f", while the reward {late} is below the best known, {shown(reward_range(trace)[1])}"
+    earned = _earned(trace, since)
+    return "warn", None if earned is None else f", when only {percent(earned)} of what the reward gained had been earned"
+
+
+def _earned(trace: Trace, since: float) -> float | None:
+    """The share of the reward's gain that was earned when entropy had fallen, in the first half of the log; None where it was half of it or more."""
+    early, late = trace.mean("reward", 0.0, 0.05), trace.mean("reward", 0.95)
+    earned = (trace.at("reward", since) - early) / (late - early) if late > early else 1.0
+    return max(earned, 0.0) if earned < 0.5 and since - trace.first < 0.5 * (trace.last - trace.first) else None
 
 
 def collapsing(trace: Trace) -> Finding | None:
@@ -76,33 +94,32 @@ def exploded(trace: Trace) -> Finding | None:
     weak = "grad_share" in trace and trace.mean("grad_share", 0.3) < HOLDS
     off = "coef" in trace and trace.mean("coef", 0.3) <= 0
     scaled = with_scale(trace)
-    if weak or off or scaled is None or not (no_better(trace) or _far_from_greedy(trace)):
+    if weak or off or scaled is None:
         return None
     trace, scale = scaled
-    late = trace.mean("share", 0.5)
-    strong = f", the bonus has {percent(trace.mean('grad_share', 0.3))} of the gradient" if "grad_share" in trace else ""
-    now = f"the reward {shown(trace.mean('reward', 0.9))}"
-    flat_reward = (
-        f"{now} is no better than at the start, {shown(trace.mean('reward', 0.0, 0.1))}"
-        if no_better(trace)
-        else f"{now} is far from what the most probable actions earn, {shown(float(trace.columns['greedy'].value[-1]))}"
-    )
-    severity: Severity = "fail" if strong or (trace.facts.maximum is None and not scale.known) else "warn"
+    early, late = trace.mean("share", 0.0, 0.1), trace.mean("share", 0.5)
     if scale.known and late > HIGH:
-        return found(trace, "exploded", severity, trace.last, f"entropy is {percent(late)} {scale.words}{strong}, and {flat_reward}")
-    early = trace.mean("share", 0.0, 0.1)
-    if not scale.known and late > 2 * early and trace.mean("share", 0.9) > 2 * early:
-        rose = f"entropy rose from {shown(trace.mean('entropy', 0.0, 0.1))} to {shown(trace.mean('entropy', 0.9))} nats"
-        return found(trace, "exploded", severity, trace.last, f"{rose}{strong}, and {flat_reward}")
-    return None
+        what = f"entropy is {percent(late)} {scale.words}"
+    elif not scale.known and min(late, trace.mean("share", 0.9)) > 2 * early:
+        what = f"entropy rose from {shown(trace.mean('entropy', 0.0, 0.1))} to {shown(trace.mean('entropy', 0.9))} nats"
+    else:
+        return None
+    why = _unearned(trace, scale.known and late > UNMOVED)
+    if why is None:
+        return None
+    strong = f", the bonus has {percent(trace.mean('grad_share', 0.3))} of the gradient" if "grad_share" in trace else ""
+    return found(trace, "exploded", "fail" if strong or not scale.known else "warn", trace.last, f"{what}{strong}, and the reward {why}")
 
 
-def _far_from_greedy(trace: Trace) -> bool:
-    """Whether drawn actions have made less than a quarter of the way from the first reward to what the most probable actions earn."""
-    if "greedy" not in trace.columns:
-        return False
-    early, now, greedy = trace.mean("reward", 0.0, 0.1), trace.mean("reward", 0.9), float(trace.columns["greedy"].value[-1])
-    return now - early < 0.25 * (greedy - early)
+def _unearned(trace: Trace, unmoved: bool) -> str | None:
+    """What the reward lacks, in words: any gain, most of what the most probable actions earn, or (of a policy that is `unmoved`) half of what it began with."""
+    early, now = trace.mean("reward", 0.0, 0.1), trace.mean("reward", 0.9)
+    if no_better(trace):
+        return f"{shown(now)} is no better than at the start, {shown(early)}"
+    if "greedy" in trace.columns:
+        greedy = float(trace.columns["greedy"].value[-1])
+        return f"{shown(now)} is far from what the most probable actions earn, {shown(greedy)}" if now - early < 0.25 * (greedy - early) else None
+    return f"{shown(now)} is hardly better than at the start, {shown(early)}" if unmoved and now - early < 0.5 * abs(early) else None
 
 
 def no_effect(trace: Trace) -> Finding | None:
@@ -142,7 +159,8 @@ def uncommitted(trace: Trace) -> str | None:
         return None
     trace, scale = scaled
     late = trace.mean("share", 0.67)
-    if late < 3 * LOW or not flat(trace, "share", 0.5, 1.0, 0.1) or ("grad_share" in trace and trace.mean("grad_share", 0.67) < PULLS):
+    moved = abs(trace.mean("share", 0.75) - trace.mean("share", 0.5, 0.75))
+    if late < 3 * LOW or moved > STILL or ("grad_share" in trace and trace.mean("grad_share", 0.67) < PULLS):
         return None
     low, best = reward_range(trace)
     now = trace.mean("reward", 0.9)
@@ -161,14 +179,16 @@ def uncommitted(trace: Trace) -> str | None:
 def marginal_collapse(trace: Trace) -> Finding | None:
     """The mean prediction uses less than half of the classes that it should, at the end: of the prior's, or of the most that it ever used."""
     if "classes" in trace:
-        (step, share), of = trace.columns["classes"], "of the prior's classes"
+        step, share = trace.columns["classes"]
+        of = "of the prior's classes"
     elif "marginal" in trace:
         step, marginal = trace.columns["marginal"]
-        share, of = np.exp(marginal - float(marginal.max())), "of the classes that it has used"
+        used = np.exp(marginal)
+        share, of = used / max(float(used.max()), 2.0), "of the classes that it has used, two at least"
     else:
         return None
     late = Trace({"classes": Column(step, share)}).mean("classes", 0.9)
-    if late >= 0.5:
+    if late >= 0.5 + ALMOST:
         return None
-    since = float(step[onset((share < 0.5).tolist())])
+    since = float(step[onset((share < 0.5 + ALMOST).tolist())])
     return found(trace, "marginal_collapse", "fail", since, f"the mean prediction uses {percent(late)} {of}, under half since step {shown(since)}")

@@ -210,6 +210,8 @@ def read_console(path: Path, gather: Gather) -> str | None:
                 rows, lines = [], []
     if rows:
         _json_chunk(path, gather, rows, lines)
+    elif not lines and not gather.raw:
+        raise BadLog(f"{path} holds no records: no table (its first line has no comma, semicolon or tab), no JSON, and no line like 'step:1 - key:value'")
     return None
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+LANGUAGE = ("trl", "verl")  # hosts whose policies are language models
 LEAST = 3  # values that a window has at least
 
 
@@ -97,33 +98,37 @@ class Trace:
 
 
 class Scale(NamedTuple):
-    """Entropy as a share of a reference: the maximum, or the highest seen where none is known."""
+    """Entropy as a share of a reference: the maximum, or the highest seen where none is known; `words` say which."""
 
     column: Column
     known: bool
-
-    @property
-    def words(self) -> str:
-        return "of its maximum" if self.known else "of the highest seen"
+    words: str
 
 
 def scale(trace: Trace) -> Scale | None:
     """Shares of the maximum; of the highest entropy seen where no maximum is known; None for a density (an entropy below 0), which has no such share.
 
+    Where entropy begins within half a percent of log n, n up to 20, that is taken as the maximum: policies with n actions begin so (not language models).
+
     >>> trace = Trace({"entropy": Column(np.arange(4.0), np.array([0.5, 1.0, 0.5, 0.2]))})
     >>> scale(trace).column.value.tolist(), scale(trace).words
     ([0.5, 1.0, 0.5, 0.2], 'of the highest seen')
+    >>> scale(Trace({"entropy": Column(np.arange(4.0), np.array([0.692, 0.6, 0.5, 0.2]))})).words
+    'of log 2, where it began'
     """
     if "share" in trace:
-        return Scale(trace.columns["share"], True)
+        return Scale(trace.columns["share"], True, "of its maximum")
     if "entropy" not in trace:
         return None
     step, value = trace.columns["entropy"]
     if trace.facts.maximum is not None:
-        return Scale(Column(step, value / trace.facts.maximum), True)
+        return Scale(Column(step, value / trace.facts.maximum), True, "of its maximum")
     if value.min() < 0 or value.max() <= 0:
         return None
-    return Scale(Column(step, value / value.max()), False)
+    actions = round(math.exp(min(float(value[0]), 10.0)))
+    if 2 <= actions <= 20 and abs(value[0] / math.log(actions) - 1) < 0.005 and value.max() < 1.005 * math.log(actions) and trace.facts.host not in LANGUAGE:
+        return Scale(Column(step, value / math.log(actions)), True, f"of log {actions}, where it began")
+    return Scale(Column(step, value / value.max()), False, "of the highest seen")
 
 
 def with_scale(trace: Trace) -> tuple[Trace, Scale] | None:

@@ -155,6 +155,7 @@ class Clustering(loop.Fit):
         for terms, of in zip(self.terms, logits, strict=True):
             conditional, marginal = float(functional.categorical_entropy(of).mean()), float(functional.marginal_entropy(of))
             facts = {"conditional": conditional, "marginal": marginal, "mutual_information": marginal - conditional, **terms.facts}
+            facts["marginal/share"] = math.exp(marginal - self.rules[0].maximum)
             found.append({**self.judged(of.argmax(-1).numpy(), chosen), **facts})
         found += [self.judged(labels[chosen], chosen) for labels in self.by_kmeans]
         self.shares.append([[float(share) for share in self.share(of.argmax(-1).numpy())] for of in logits] + [[step]])
