@@ -95,9 +95,18 @@ STUDIES = {
 }
 
 
+def recipe_of(name: str) -> str:
+    """What stands before a study's dash: the recipe, whose page has the table.
+
+    >>> recipe_of("gan-grid"), recipe_of("bandit")
+    ('gan', 'bandit')
+    """
+    return name.partition("-")[0]
+
+
 def measured(name: str, arm: str, seeds: int, changes: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row a seed; `cpu` is the processor time of the whole arm, in seconds."""
-    recipe, study = importlib.import_module(f"entreg.recipes.{name.split('-', maxsplit=1)[0]}"), STUDIES[name]
+    recipe, study = importlib.import_module(f"entreg.recipes.{recipe_of(name)}"), STUDIES[name]
     start = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         config = recipe.Config(**{**changes, **study.arms[arm], "seeds": seeds})
@@ -143,7 +152,7 @@ def main() -> None:
             common.append(file, rows, common.machine("torch", "numpy", "scikit-learn", "POT"))
     text = table(name, common.read(file))
     if arguments.table:
-        common.onto_page(common.PAGES / f"{name.split('-')[0]}.md", name, text)
+        common.onto_page(common.PAGES / f"{recipe_of(name)}.md", name, text)
     print(text)
 
 

@@ -16,7 +16,7 @@ def without_intervals(text):
 @pytest.mark.parametrize("name", beyond.STUDIES)
 def test_the_table_of_every_study_stands_on_its_page(name):
     table = beyond.table(name, common.read(common.RESULTS / f"{name}.csv"))
-    assert without_intervals(table) in without_intervals((ROOT / "docs" / "recipes" / f"{name}.md").read_text())
+    assert without_intervals(table) in without_intervals((ROOT / "docs" / "recipes" / f"{beyond.recipe_of(name)}.md").read_text())
     assert len(table.splitlines()) >= 4
 
 
@@ -33,6 +33,6 @@ def test_differences_are_paired_and_arms_without_rows_left_out():
 def test_arms_are_settings_of_the_recipe(name):
     import importlib
 
-    recipe = importlib.import_module(f"entreg.recipes.{name}")
+    recipe = importlib.import_module(f"entreg.recipes.{beyond.recipe_of(name)}")
     for changes in beyond.STUDIES[name].arms.values():
         recipe.check(recipe.Config(**changes))

@@ -22,7 +22,7 @@ from entreg.rates import Schedule
 from entreg.run import Run, Summary
 from entreg.stacked import FlatParameters, StackedAdam
 
-STATUS = "experimental"
+STATUS = "stable"
 SUMMARY = "64 arms, 8 right answers: what temperature cannot bring back"
 TEMPERATURES = np.logspace(-2, 3, 251)
 ACCURATE = 0.9  # the share of right answers below which a temperature is no use

@@ -17,7 +17,7 @@ from entreg.vision.config import ClassifierConfig, Several, check, require, seve
 from entreg.vision.study import Loss, Study
 from entreg.vision.terms import Pair
 
-STATUS = "experimental"
+STATUS = "stable"
 SUMMARY = "Supervised classifier: confidence penalty, label smoothing"
 
 

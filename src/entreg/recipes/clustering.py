@@ -25,7 +25,7 @@ from entreg.rates import Schedule
 from entreg.run import Run, Summary
 from entreg.stacked import StackedAdam, mlps, perceptrons
 
-STATUS = "experimental"
+STATUS = "stable"
 SUMMARY = "Clustering by mutual information, any entropy family; k-means, Sinkhorn"
 METHODS = ("mutual_information", "sinkhorn", "kmeans")
 LINES, LOOKED_AT = 25, 500  # records a run, and items of the data that those before the last are measured on

@@ -17,7 +17,7 @@ from entreg.vision.config import SemiConfig, check_semi, require
 from entreg.vision.study import Loss, SemiStudy
 from entreg.vision.terms import Pair, RunningMarginals, aligned
 
-STATUS = "experimental"
+STATUS = "stable"
 SUMMARY = "FixMatch, few labels, with distribution alignment"
 
 

@@ -16,7 +16,7 @@ from entreg.vision.config import SemiConfig, check_semi, require
 from entreg.vision.study import Loss, SemiStudy
 from entreg.vision.terms import Pair
 
-STATUS = "experimental"
+STATUS = "stable"
 SUMMARY = "Mean Teacher, few labels"
 
 

@@ -16,7 +16,7 @@ from entreg.vision.config import SemiConfig, Several, check_semi, one_of, requir
 from entreg.vision.study import Loss, SemiStudy
 from entreg.vision.terms import Pair
 
-STATUS = "experimental"
+STATUS = "stable"
 SUMMARY = "Pseudo-labels or entropy minimisation, few labels"
 ENTROPY = ("0.5",)  # the conditional's coefficient where entropy minimisation is the method
 
