@@ -126,7 +126,7 @@ class Attached:
         if one.pull is not None:
             (task,) = torch.autograd.grad(loss, seen[0].log_prob, retain_graph=True)
             self._share = self._measure(one.pull, task[:, -mask.shape[1] :], slopes, _kl_slope(trainer, one.log_prob.detach(), mask, inputs))
-            self.drive = drive(one, mask, inputs) if self._rollouts and self.family == SHANNON else None
+            self.drive = drive(one, mask, inputs) if self._rollouts and self.measure == Measure() else None
         keep = mask.bool()
         self._seen += torch.stack([one.entropy.detach()[keep].double().sum(), keep.sum().double()]).cpu()
         return loss + term

@@ -28,7 +28,8 @@ class Measure(NamedTuple):
     top_p: float | None = None
     clamp: float | None = None
 
-    def __call__(self, logits: Tensor) -> Tensor:
+    def entropy(self, logits: Tensor) -> Tensor:
+        """Of every row, `[*, V] -> [*]` nats, differentiable."""
         if self.top_p is not None:
             return top_p_entropy(logits, self.top_p, self.family)
         return categorical_entropy(logits, self.family) if self.clamp is None else clamped_entropy(logits, self.clamp, self.family)
@@ -142,7 +143,7 @@ def entropies(hidden: Tensor, weight: Tensor, bias: Tensor | None, measure: Meas
 def pulls(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, measure: Measure, how: Mapping[str, Any]) -> Pull:
     """`functional.shares.pull` of every row, without gradient."""
     chunks = zip(_chunks(hidden, weight), _chunks(labels, weight), strict=True)
-    parts = [pull(logits_of(rows, weight, bias, how), targets, measure) for rows, targets in chunks]
+    parts = [pull(logits_of(rows, weight, bias, how), targets, measure.entropy) for rows, targets in chunks]
     return Pull(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
