@@ -49,7 +49,7 @@ def main() -> None:
     agent = Agent(envs.single_observation_space.shape[0], envs.single_action_space.n)
     optimizer = torch.optim.Adam(agent.parameters(), lr=RATE, eps=1e-5)
     most = float(np.log(envs.single_action_space.n))
-    controller = targets.resolve(PI(targets.fraction_of_max(0.9), 0.5, 0.05, (0.0, 0.5)), max_entropy=most)  # entreg
+    controller = targets.resolve(PI(targets.fraction_of_max(0.9), 1.0, 0.2, (0.0, 0.5)), max_entropy=most)  # entreg
     regularizer = EntropyRegularizer(controller)  # entreg
     recorder = Recorder("runs/cleanrl-CartPole-v1")  # entreg
     observation = torch.as_tensor(envs.reset(seed=SEED)[0])
