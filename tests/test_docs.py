@@ -41,7 +41,8 @@ def imported(example):
     return {name.split(".")[0] for name in [*names, *(node.module for node in nodes if isinstance(node, ast.ImportFrom))]}
 
 
-OWN_TESTS = {"training_loop", "score_function", "sb3_ppo", "torchrl_ppo", "lightning_classifier", "transformers_classifier", "cleanrl_ppo"}  # above, and in test_examples.py
+# in test_examples.py and above
+OWN_TESTS = {"training_loop", "score_function", "sb3_ppo", "torchrl_ppo", "lightning_classifier", "transformers_classifier", "cleanrl_ppo"}
 CASES = [
     pytest.param(example, marks=[pytest.mark.slow] if imported(example) & HOSTS else [], id=example.name)
     for example in EXAMPLES
