@@ -44,6 +44,8 @@ def train(folder, callback=None, seed=0):
 
 if __name__ == "__main__":
     print("without:", train("logs/without"))
-    # the two lines: an entropy bonus that is strong at first and gone at the end
+    # --8<-- [start:two]
+    # an entropy bonus that is strong at first and gone at the end
     control = EntropyControl(linear(1.0, 0.0))
     print("with:", train("logs/with", callback=control))
+    # --8<-- [end:two]

@@ -49,6 +49,8 @@ def train(folder, target_entropy="auto", callback=None, seed=0):
 
 if __name__ == "__main__":
     print("target 5 nats:", train("logs/five", target_entropy=5.0))
-    # the two lines: SAC's usual target, which a policy of one dimension reaches
+    # --8<-- [start:two]
+    # SAC's usual target, which a policy of one dimension reaches
     control = EntropyControl(TargetEntropy(action_dim(), lr=3e-3, init_coef=1.0))
     print("target -1 nat:", train("logs/minus_one", callback=control))
+    # --8<-- [end:two]

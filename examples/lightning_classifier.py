@@ -39,9 +39,11 @@ def train(controlled: bool) -> float:
     torch.manual_seed(0)
     inputs = torch.randn(1024, 16)
     labels = torch.where(torch.rand(1024) < 0.3, torch.randint(CLASSES, (1024,)), inputs[:, :CLASSES].argmax(1))
-    control = EntropyControl(PI(fraction_of_max(0.6), 1.0, 0.02, (0.0, 2.0)), max_entropy=math.log(CLASSES))
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    # --8<-- [start:two]
+    control = EntropyControl(PI(fraction_of_max(0.6), 1.0, 0.02, (0.0, 2.0)), max_entropy=math.log(CLASSES))
     trainer = Trainer(accelerator="cpu", max_epochs=25, callbacks=[control] if controlled else [], **quiet)
+    # --8<-- [end:two]
     module = Classifier()
     trainer.fit(module, DataLoader(TensorDataset(inputs, labels), batch_size=64, shuffle=True))
     entropy = float(trainer.callback_metrics["entropy"])

@@ -13,8 +13,10 @@ SETTINGS = {"n_steps": 256, "batch_size": 64, "n_epochs": 5, "learning_rate": 5e
 def train(controlled: bool) -> float:
     """Trains, and gives the entropy of the last update, nats; the largest there is, is log 2 = .693."""
     model = PPO("MlpPolicy", "CartPole-v1", **SETTINGS)
+    # --8<-- [start:two]
     control = EntropyControl(PI(fraction_of_max(0.9), kp=1.0, ki=0.2, bounds=(0.0, 1.0))) if controlled else None
     model.learn(STEPS, callback=control)
+    # --8<-- [end:two]
     entropy = -model.logger.name_to_value["train/entropy_loss"]
     print(f"{'with' if controlled else 'without'} the controller: entropy {entropy:.3f} nats at coefficient {model.ent_coef:.4f}")
     return entropy

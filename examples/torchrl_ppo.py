@@ -33,7 +33,9 @@ def train(controlled: bool) -> float:
     critic = ValueOperator(network(1), in_keys=["observation"])
     advantage = GAE(gamma=0.99, lmbda=0.95, value_network=critic)
     loss = ClipPPOLoss(actor, critic, entropy_coeff=0.0)
+    # --8<-- [start:attach]
     control = attach(loss, PI(fraction_of_max(0.9), 1.0, 0.2, (0.0, 1.0)) if controlled else 0.0, max_entropy=math.log(2))
+    # --8<-- [end:attach]
     optimizer = torch.optim.Adam(loss.parameters(), lr=2e-3)
     for _ in range(ROLLOUTS):
         with torch.no_grad():
@@ -43,7 +45,9 @@ def train(controlled: bool) -> float:
             (values["loss_objective"] + values["loss_critic"] + values["loss_entropy"]).backward()
             optimizer.step()
             optimizer.zero_grad()
+        # --8<-- [start:step]
         control.step()
+        # --8<-- [end:step]
     record = control.record()
     print(f"{'with' if controlled else 'without'} the controller: entropy {record['entropy']:.3f} nats at coefficient {record['coef']:.4f}")
     return record["entropy"]

@@ -35,8 +35,10 @@ def train(controlled: bool) -> float:
         settings = {"max_steps": 400, "per_device_train_batch_size": 64, "learning_rate": 4e-3, "lr_scheduler_type": "constant", "save_strategy": "no"}
         quiet = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "logging_strategy": "no"}
         trainer = Trainer(Classifier(), TrainingArguments(folder, **settings, **quiet), train_dataset=rows)
+        # --8<-- [start:attach]
         attached = attach(trainer, PI(0.6 * math.log(CLASSES), 1.0, 0.02, (0.0, 2.0)) if controlled else 0.0)
         trainer.train()
+        # --8<-- [end:attach]
     record = attached.record()
     print(f"{'with' if controlled else 'without'} the controller: entropy {record['entropy']:.3f} nats at coefficient {record['coef']:.4f}")
     return record["entropy"]
