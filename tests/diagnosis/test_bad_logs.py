@@ -124,6 +124,7 @@ def test_a_line_that_does_not_end_is_refused_in_little_memory(tmp_path, capsys):
     assert status == 2 and "log.csv, line 2: longer than 4194304 bytes" in err
 
 
+@pytest.mark.slow
 @settings(max_examples=2000, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(junk.logs())
 def test_no_log_whatever_it_holds_brings_diagnose_down(tmp_path_factory, log):
