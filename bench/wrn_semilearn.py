@@ -39,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--apart", action="store_true", help="views one by one, the weak one without a gradient, as `entreg train fixmatch` has it")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     stand_ins()
@@ -57,7 +58,7 @@ def main() -> None:
 
     batch = arguments.batch
     config = get_config({"algorithm": "fixmatch", "net": "wrn_28_2", "batch_size": batch, "uratio": 7, "num_train_iter": 1000, "num_classes": 10, "gpu": None})
-    config.distributed, config.use_cat, config.weight_decay = False, True, 5e-4
+    config.distributed, config.use_cat, config.weight_decay = False, not arguments.apart, 5e-4
     algorithm = Step(config, get_net_builder("wrn_28_2", False))
     algorithm.hooks_dict["EMAHook"].before_run(algorithm)
     algorithm.model.train()
@@ -78,7 +79,14 @@ def main() -> None:
         algorithm.hooks_dict["EMAHook"].after_train_step(algorithm)
         spent.append((time.process_time() - start, augmented - start))
     total, augmentation = sorted(spent[1:])[len(spent[1:]) // 2]
-    row = {"network": "WRN-28-2", "batch": batch, "images": 15 * batch, "images_per_second": 15 * batch / total, "step_s": total}
+    row = {
+        "network": "WRN-28-2",
+        "views": "apart" if arguments.apart else "together",
+        "batch": batch,
+        "images": 15 * batch,
+        "images_per_second": 15 * batch / total,
+        "step_s": total,
+    }
     row |= {"augmentation_s": augmentation, "augmentation_share": augmentation / total}
     common.append(common.RESULTS / "wrn_semilearn.csv", [row], common.machine("torch", "torchvision", "semilearn"))
     print(row)

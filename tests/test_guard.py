@@ -6,7 +6,7 @@ import math
 import pytest
 
 from entreg.control import Observed, TargetEntropy, linear, pack, unpack
-from entreg.guard import Alarm, Collapse, Guard, Guarded, Rule
+from entreg.guard import Alarm, Collapse, Guard, Guarded, Rule, unguarded
 from entreg.regularizer import EntropyRegularizer
 
 LOG10 = math.log(10)
@@ -116,3 +116,14 @@ def test_conditional_entropy_that_stays_high_is_pushed_down():
     guarded = Guarded(0.0, Rule("conditional", LOG10, patience=1), TargetEntropy(1.0, lr=0.1, init_coef=0.1))
     state = guarded.update(guarded.init(), Observed(2.25, sense=-1))
     assert guarded.coef(state) == pytest.approx(0.1 * math.exp(0.1))
+
+
+def test_a_policys_rescue_begins_to_look_with_the_first_reward():
+    guarded = Guarded(linear(0.8, 0.0, steps=8), Rule("policy", LOG10, patience=1), TargetEntropy(0.5, lr=0.1, init_coef=0.1))
+    state = guarded.update(guarded.init(), Observed(2.2))
+    assert guarded.coef(state) == pytest.approx(0.7) and state.watch.step == 0
+    state = guarded.update(state, Observed(2.2, reward=1.0))
+    with pytest.raises(ValueError, match="reward=None"):
+        guarded.update(state, Observed(0.01))
+    assert unguarded(guarded) is guarded.controller and unguarded(guarded.controller) is guarded.controller
+    assert guarded.target(state) is None and guarded.target(state._replace(over=True)) == 0.5

@@ -125,6 +125,7 @@ def test_a_rescue_aims_at_what_its_rule_wants():
         controller = loop.regularizer("0", steps=10, maximum=LARGEST, rescue=Rule(kind, maximum)).controller
         assert isinstance(controller, Guarded) and isinstance(controller.rescue, TargetEntropy)
         aims[kind] = controller.rescue.target
+    assert collapse.rescued([loop.regularizer("0", steps=10, maximum=LARGEST)]) == [0.0]
     assert aims == {"marginal": 1.9, "conditional": LARGEST / 2, "policy": LARGEST / 4}
 
 

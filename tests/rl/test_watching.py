@@ -82,7 +82,7 @@ def test_masked_actions_count_by_their_share(tmp_path):
     [
         (a2c, {"guard": "halt"}, "guard must be one of off, warn, stop, rescue, got 'halt'"),
         (a2c, {"guard": "stop", "env": "tests.rl.small:Turn-v0"}, "guard must be off or warn, got 'stop': continuous actions have no largest entropy"),
-        (sac, {"guard": "rescue", "env": "tests.rl.small:Turn-v0"}, "guard must be off or warn, got 'rescue': continuous actions"),
+        (sac, {"guard": "rescue", "env": "tests.rl.small:Turn-v0", "steps": 101}, "guard must be off or warn, got 'rescue': continuous actions"),
         (dqn, {"guard": "stop"}, "without exploration boltzmann the entropy is a setting"),
         (alphazero, {"guard": "stop", "env": "tic_tac_toe"}, "in a game against itself the return does not say"),
         (a2c, {"guard": "rescue", "family": ("tsallis(2)",)}, r"guard is rescue with family tsallis\(2\)"),
