@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from entreg import cli
 from entreg.record import read_records
 from entreg.run import NonFinite, Run, RunSettings
-from tests.faults import lasting
+from tests.faults import lasting, python, start, wait
 
 SMALL = {"warm_up": 20, "steps": 6, "batch_size": 8, "eval_samples": 4}
 CASES = {
@@ -200,3 +200,15 @@ def test_entropy_collapses_without_control_and_is_held_with_it(tmp_path):
     assert abs(held["last"] / target - 1) < 0.2
     assert held["distinct"] > plain["distinct"]
     assert any(line.get("event") == "target" for line in read_records(place).lines)  # where the first target is said
+
+
+@pytest.mark.slow
+def test_torchrun_trains_one_policy_and_only_the_first_rank_writes(model, tmp_path):
+    words = ["--model", model, "--steps", "3", "--batch-size", "8", "--group", "4", "--eval-samples", "4", "--coef", "TargetEntropy(2.0)", "--quiet"]
+    process = start(python("torch.distributed.run", "--nproc-per-node", "2", "-m", "entreg", "train", "grpo", *words, "--out", tmp_path / "runs"))
+    ended = wait(process, 300)
+    assert ended.code == 0, ended.err
+    (folder,) = (tmp_path / "runs").iterdir()
+    lines = read_records(folder).lines
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3] and len([line for line in lines if "eval/pass@1" in line]) == 2
+    assert (folder / "model" / "model.safetensors").exists()
