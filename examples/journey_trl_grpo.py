@@ -17,7 +17,7 @@ from entreg import PI
 from entreg.integrations.trl import attach
 from entreg.lm import arithmetic, sampling, start
 
-STEPS = 40
+STEPS = 60
 TASK = arithmetic.make("split", 9)
 
 
