@@ -8,8 +8,11 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-HOSTS = {"lm/trainers.py": "trl", "integrations/verl_worker.py": "verl"}  # not tests themselves, and their host may be missing
+VERL = ("integrations/verl_worker.py", "integrations/verl_actor.py", "integrations/verl_cpu.py")
+HOSTS = {"lm/trainers.py": "trl", **dict.fromkeys(VERL, "verl")}  # not tests themselves, and their host may be missing
 collect_ignore = [file for file, host in HOSTS.items() if find_spec(host) is None]
+if "ENTREG_POSTGRES" not in os.environ:  # tests/postgres.sh starts the server
+    collect_ignore.append("postgres_sweep.py")
 ALLOWED_SKIPS = Path(__file__).parent / "allowed_skips"
 
 

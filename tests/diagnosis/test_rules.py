@@ -10,7 +10,7 @@ import pytest
 from entreg.diagnosis import DEFAULT_RULES, judge, read
 from entreg.diagnosis.traces import Column, Facts, Trace
 
-RUNS = Path(__file__).parent / "runs"
+RUNS = Path(__file__).parent / "recorded"
 STEP = np.arange(100.0)
 FAULTS = {
     "collapsed": ["lr", "sign"],

@@ -78,7 +78,8 @@ def test_a_loss_that_is_float32_inside_is_probed_in_float32():
     at = lambda temperature: lambda logits, coef: -coef * Categorical(logits=network(logits) / temperature).entropy().mean()  # noqa: E731
     assert rules(at(1), logits, coef=0.1) == []
     assert rules(at(2), logits, coef=0.1) == ["temperature"]
-    assert evidence(at(1), logits, coef=0.1, skip=()) == "minus_inf: with one class at -inf in each item the loss raises ValueError"
+    # torch's own validation raises; where somebody has turned it off, as some hosts do, the loss is NaN
+    assert evidence(at(1), logits, coef=0.1, skip=()).startswith("minus_inf: with one class at -inf in each item the loss ")
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ class Words(NamedTuple):
 HOSTS = {
     "entreg": Words("entreg", "--coef", "the target in --coef", "--coef 'linear(0.01, 0)'", "--coef 'TargetEntropy(fraction_of_max(0.5))'"),
     "stable-baselines3": Words(
-        "stable-baselines3", "ent_coef", "target_entropy", "an ent_coef that a callback lowers (it takes no schedule)", "an entreg Bridge on model.ent_coef"
+        "stable-baselines3", "ent_coef", "target_entropy", "an ent_coef that a callback lowers (it takes no schedule)", "entreg.integrations.sb3.EntropyControl"
     ),
     "stable-baselines3 SAC": Words(
         "stable-baselines3 (SAC)", "ent_coef", "target_entropy", "a constant ent_coef", "ent_coef='auto' with a target_entropy that can be reached"
