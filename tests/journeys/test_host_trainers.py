@@ -55,6 +55,24 @@ def test_sac_with_a_target_out_of_reach_recovers_with_one_that_can_be_reached(tm
     assert lost < -3.0 and won > -1.5  # a uniform choice has -4.3
 
 
+def test_grpo_that_keeps_one_answer_keeps_several_with_two_lines(tmp_path, capsys):
+    pytest.importorskip("trl")
+    journey = example("journey_trl_grpo")
+    alive = ("--column", "reward=rewards/alive/mean")
+    trainer = journey.made(tmp_path / "without")
+    trainer.train()
+    lost = journey.answers(trainer)
+    status, found = diagnosed(tmp_path / f"without/checkpoint-{journey.STEPS}/trainer_state.json", capsys, *alive)
+    assert status == 1 and found["collapsed"]["severity"] == "fail" and "attach" in found["collapsed"]["advice"]
+    trainer = journey.made(tmp_path / "with")
+    journey.attach(trainer, journey.PI(0.35, kp=0.7, ki=0.07, bounds=(-0.2, 2.0)))
+    trainer.train()
+    kept = journey.answers(trainer)
+    status, found = diagnosed(tmp_path / f"with/checkpoint-{journey.STEPS}/trainer_state.json", capsys, *alive)
+    assert status == 0 and "collapsed" not in found
+    assert lost["distinct"] < 2.2 < 3.0 < kept["distinct"] and kept["pass@1"] > 0.85
+
+
 def test_a_host_that_is_killed_goes_on_with_its_controller(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, str(ROOT / "examples" / "journey_resume.py"), str(tmp_path)]
