@@ -23,7 +23,9 @@ TASK = arithmetic.make("split", 9)
 
 def alive(prompts, completions, **_):
     """How many different right answers the prompt of each completion got; weight 0: it is only logged."""
-    kept = {prompt: {answer for asked, answer in zip(prompts, completions) if asked == prompt and TASK.right(prompt, answer)} for prompt in prompts}
+    kept = {
+        prompt: {answer for asked, answer in zip(prompts, completions, strict=True) if asked == prompt and TASK.right(prompt, answer)} for prompt in prompts
+    }
     return [float(len(kept[prompt])) for prompt in prompts]
 
 
