@@ -32,11 +32,11 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "rlhf": {
         "rloo": {},
-        "rloo, coef 0.05": {"coef": "0.05"},
         "grpo": {"algorithm": "grpo"},
-        "grpo, coef 0.05": {"algorithm": "grpo", "coef": "0.05"},
-        "rloo, beta 0.5": {"beta": 0.5},
-        "grpo, beta 0.5": {"algorithm": "grpo", "beta": 0.5},
+        "rloo, beta 0.05": {"beta": 0.05},
+        "grpo, beta 0.05": {"algorithm": "grpo", "beta": 0.05},
+        "rloo, beta 0.05, coef 0.05": {"beta": 0.05, "coef": "0.05"},
+        "grpo, beta 0.05, coef 0.05": {"algorithm": "grpo", "beta": 0.05, "coef": "0.05"},
     },
 }
 FIGURES = ("pass@1", f"pass@{SAMPLES}", "distinct", "distinct/max", "entropy")

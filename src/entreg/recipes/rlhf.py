@@ -39,7 +39,7 @@ class Config(LanguageConfig):
     """Folder of a reward model; none: one is trained from preference pairs first."""
     reward_steps: int = 200
     """Optimizer steps of the reward model."""
-    beta: float = 0.05
+    beta: float = 0.5
     """Weight of the KL to the starting policy."""
     group: int = 8
     """Answers drawn for a prompt, whose rewards are compared."""
