@@ -88,12 +88,13 @@ def test_paths_that_are_not_there_or_hold_nothing(tmp_path, capsys):
 def test_no_permission(tmp_path):
     (tmp_path / "log.csv").write_bytes(junk.GOOD["log.csv"])
     (tmp_path / "log.csv").chmod(0)
-    code = "import os, sys; os.geteuid() or os.seteuid(65534); from entreg.diagnosis import command; sys.exit(command.run(['log.csv']))"
+    look = "command.run(['log.csv'])"  # twice: nobody may not be allowed to read the interpreter's own modules either
+    code = f"import os, sys; from entreg.diagnosis import command; {look}; os.geteuid() or os.seteuid(65534); sys.exit({look})"
     tmp_path.chmod(0o755)
     ended = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, text=True, capture_output=True, check=False
     )
-    assert (ended.returncode, ended.stderr) == (2, "entreg: log.csv: cannot be read (Permission denied)\n")
+    assert ended.returncode == 2 and ended.stderr.endswith("entreg: log.csv: cannot be read (Permission denied)\n")
 
 
 def test_one_bad_log_among_good_ones_does_not_hide_their_findings(tmp_path, capsys):
