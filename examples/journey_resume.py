@@ -1,6 +1,7 @@
 """PPO of stable-baselines3 with a controlled entropy, killed at any moment and started again by the same command: the controller goes on where it stood."""
 
 import sys
+import zipfile
 from pathlib import Path
 
 from stable_baselines3 import PPO
@@ -17,7 +18,8 @@ STEPS = 16_384
 def train(folder, steps=STEPS):
     """Goes on with the newest checkpoint of `folder`, or begins; gives the model."""
     environments = make_vec_env("CartPole-v1", n_envs=4, seed=0)
-    saved = sorted(Path(folder).glob("*.zip"), key=lambda path: int(path.stem.split("_")[-2]))
+    whole = filter(zipfile.is_zipfile, Path(folder).glob("*.zip"))  # the host writes in place: a kill may have torn the newest
+    saved = sorted(whole, key=lambda path: int(path.stem.split("_")[-2]))
     if saved:
         model = PPO.load(saved[-1], env=environments, device="cpu")
         print(f"goes on at step {model.num_timesteps} with coefficient {model.ent_coef:.5f}", flush=True)

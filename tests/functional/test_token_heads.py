@@ -119,6 +119,8 @@ def test_what_is_no_plain_sum_is_found_by_debug_and_what_needs_other_gradients_a
         linear_token_loss(hidden, weight, targets, wrong, **arguments)
         with pytest.raises(ValueError, match="loss_fn: the loss by chunks differs"):
             linear_token_loss(hidden, weight, targets, wrong, debug=True, **arguments)
+    with pytest.raises(ValueError, match="loss_fn: got a loss without a gradient"):
+        linear_token_loss(hidden, weight, targets, lambda stats, tokens: stats.log_prob.detach().sum(), debug=True, **arguments)
     coef = torch.ones((), requires_grad=True)
     with pytest.raises(ValueError, match=r"loss_fn: got a loss that also needs gradients of a tensor of shape \(\)"):
         linear_token_loss(hidden, weight, targets, lambda stats, tokens: (coef * stats.entropy).sum(), **arguments)
@@ -167,6 +169,9 @@ def test_arguments_are_checked():
         ({"weight": weight.T}, r"weight: got shape \(12, 1100\) for hidden \(7, 12\)"),
         ({"bias": bias[:5]}, r"bias: got shape \(5,\)"),
         ({"chunk": 0}, "chunk: got 0"),
+        ({"chunk": 1.5}, "chunk: got 1.5"),
+        ({"accumulate": torch.int32}, "accumulate: got torch.int32"),
+        ({"accumulate": torch.float16}, "accumulate: got torch.float16, legal is a floating dtype at least as wide as torch.float32"),
         ({"chunk": (3, 3)}, r"chunk: got sizes \[3, 3\], legal are numbers >= 1 with sum 7"),
         ({"targets": targets + 1100}, "targets: got"),
     ):

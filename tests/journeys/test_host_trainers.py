@@ -82,6 +82,7 @@ def test_a_host_that_is_killed_goes_on_with_its_controller(tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
+    (tmp_path / "rl_model_99999999_steps.zip").write_bytes(b"PK")  # one that the kill tore
     ended = subprocess.run(words, env=environment, text=True, capture_output=True, check=True)
     first, last = ended.stdout.splitlines()
     step, coef = int(first.split()[4]), float(first.split()[-1])

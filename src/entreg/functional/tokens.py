@@ -229,6 +229,8 @@ def linear_token_loss(
     options = Options(fields, family, temperature, softcap, support, top_p, clamp, ignore_index, group)
     ask, states, weight, bias = _head(hidden, weight, bias, targets, options)
     sizes = head.chunks(len(states), weight, chunk)
+    if accumulate is not None and not (accumulate.is_floating_point and torch.finfo(accumulate).bits >= torch.finfo(weight.dtype).bits):
+        raise ValueError(f"accumulate: got {accumulate}, legal is a floating dtype at least as wide as {weight.dtype}")
 
     def objective(rows: Rows, tokens: slice) -> Tensor:
         return loss_fn(_tokens.to_stats(rows, ask, torch.Size([tokens.stop - tokens.start])), tokens)
@@ -260,6 +262,8 @@ def _compare(
         chunked, _ = head.head_loss(inputs[0], inputs[1], inputs[2] if bias is not None else None, ask.task, _kernels(inputs[0]), sizes, objective, None)
         flat = ask._replace(shape=hidden.shape[:1])
         whole = loss_fn(_tokens.plain(torch.nn.functional.linear(*inputs), flat), slice(0, len(hidden)))
+    if not whole.requires_grad:
+        raise ValueError("loss_fn: got a loss without a gradient, legal is one of the statistics, which are not to be detached")
     tolerance = 1e-4 if torch.finfo(hidden.dtype).bits >= 32 else 3e-2
     pairs = [(chunked.detach(), whole.detach()), *zip(torch.autograd.grad(chunked, inputs), torch.autograd.grad(whole, inputs), strict=True)]
     for name, (mine, theirs) in zip(("loss", "gradient of hidden", "gradient of weight", "gradient of bias"), pairs, strict=False):

@@ -34,6 +34,8 @@ def chunks(n: int, weight: Tensor, wanted: int | Sequence[int] | None) -> list[s
         count = max(1, -(-n // largest))
         sizes = [n // count + (i < n % count) for i in range(count)] if wanted is None else [min(wanted, n - i) for i in range(0, n, wanted)] or [0]
     else:
+        if not isinstance(wanted, Sequence) or not all(isinstance(size, int) for size in wanted):
+            raise ValueError(f"chunk: got {wanted!r}, legal is a number >= 1, or the sizes of all chunks")
         sizes = list(wanted)
         if sum(sizes) != n or any(size < 1 for size in sizes):
             raise ValueError(f"chunk: got sizes {sizes}, legal are numbers >= 1 with sum {n}")
