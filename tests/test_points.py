@@ -73,9 +73,9 @@ def test_priors(tmp_path):
     file.write_text("0.5\n\n0.3\n 0.2\n")
     np.testing.assert_allclose(points.prior(str(file), 3), [0.5, 0.3, 0.2])
     for text, message in {
-        "0.5\nhalf\n": r"prior\.txt, row 1: 'half'; legal are probabilities above 0",
-        "0.5\n-0.5\n1.0": r"prior\.txt, row 1: '-0.5'",
-        "0.5\nnan\n0.5": r"prior\.txt, row 1: 'nan'",
+        "0.5\nhalf\n": r"prior\.txt, row 2: 'half'; legal are probabilities above 0",
+        "0.5\n-0.5\n1.0": r"prior\.txt, row 2: '-0.5'",
+        "0.5\n\nnan\n0.5": r"prior\.txt, row 3: 'nan'",
         "0.5\n0.5": r"prior\.txt has 2 rows; legal are 3",
         "0.5\n0.3\n0.1": r"prior\.txt: the rows sum to 0\.9; legal is 1",
     }.items():

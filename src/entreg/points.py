@@ -98,11 +98,11 @@ def prior(text: str, classes: int) -> NDArray[np.float64]:
     if text == "uniform":
         return np.full(classes, 1 / classes)
     try:
-        lines = [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [(row, line.strip()) for row, line in enumerate(Path(text).read_text(encoding="utf-8").splitlines(), 1) if line.strip()]
     except (OSError, ValueError) as error:
         raise ValueError(f"prior: {text} cannot be read: {error}; legal are uniform, or a text file with a probability a line") from None
     found = []
-    for row, line in enumerate(lines):
+    for row, line in lines:
         try:
             value = float(line)
         except ValueError:
