@@ -81,8 +81,8 @@ CASES = {
     "bytes that are no text": ("textgen", book, ("book.txt", "row 8", "0xe9")),
     "a prior of sum 1.2": ("fixmatch", prior("0.4\n0.4\n0.4\n", "--labels", "6"), ("prior.txt", "sum")),
     "another of sum .9": ("clustering", prior("0.3\n0.3\n0.3\n"), ("prior.txt", "sum to 0.9")),
-    "a prior below 0": ("clustering", prior("0.5\n-0.1\n0.6\n"), ("prior.txt", "row 1")),
-    "a prior that is none": ("fixmatch", prior("0.5\n0.5\nnan\n", "--labels", "6"), ("prior.txt", "row 2")),
+    "a prior below 0": ("clustering", prior("0.5\n-0.1\n0.6\n"), ("prior.txt", "row 2")),
+    "a prior that is none": ("fixmatch", prior("0.5\n0.5\nnan\n", "--labels", "6"), ("prior.txt", "row 3")),
 }
 
 
