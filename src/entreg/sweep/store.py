@@ -30,6 +30,8 @@ from entreg.sweep.plan import HOLE, Plan, Setting
 
 ATTEMPTS = 5  # a trial whose process dies so often is not tried again
 LATE = 0.5  # seconds that a beat may be late beside its two intervals
+RACES = 10  # times that a database is asked again while other processes make the same tables in it
+RACED = ("duplicate key", "already exists", "UNIQUE constraint")
 CURVE = 10  # points of a trial's learning curve in the storage
 
 
@@ -58,13 +60,17 @@ def open_storage(address: str) -> tuple[BaseStorage, Journal | None]:
         journal = Journal(Path(address))
         return JournalStorage(journal), journal
     url = address.replace("postgresql://", "postgresql+psycopg://", 1).replace("postgres://", "postgresql+psycopg://", 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True}), None
-    except Exception as error:  # sqlalchemy, its drivers and alembic have errors of their own
-        reason = " ".join(str(getattr(error, "orig", None) or error).split())
-        raise ValueError(f"storage is {_without_password(address)!r}, which cannot be used: {reason:.200}") from None
+    for tries in range(RACES, -1, -1):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return RDBStorage(url, engine_kwargs={"pool_pre_ping": True}), None
+        except Exception as error:  # sqlalchemy, its drivers and alembic have errors of their own
+            reason = " ".join(str(getattr(error, "orig", None) or error.__cause__ or error).split())
+            if not tries or not any(sign in reason for sign in RACED):
+                raise ValueError(f"storage is {_without_password(address)!r}, which cannot be used: {reason:.200}") from None
+            time.sleep(0.2)
+    raise AssertionError("unreachable")
 
 
 def _without_password(address: str) -> str:
