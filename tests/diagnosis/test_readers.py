@@ -2,7 +2,6 @@
 
 import csv
 import json
-import struct
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from entreg.diagnosis import events, names, read
 from entreg.diagnosis.columns import CAPACITY, BadLog, Collector, Key
 from entreg.diagnosis.reading import logs_of
+from tests.diagnosis.junk import field, record, scalar
 
 STEPS = np.arange(1, 41)
 ENTROPY = np.linspace(1.3, 0.4, 40)
@@ -241,19 +241,6 @@ def test_values_that_are_not_finite_are_counted_and_left_out(tmp_path):
 
 
 # -------------------------------------------------------------------- event files, byte by byte
-
-
-def record(data):
-    head = struct.pack("<Q", len(data))
-    return head + struct.pack("<I", events.masked_crc(head)) + data + struct.pack("<I", events.masked_crc(data))
-
-
-def field(number, data):
-    return bytes([number << 3 | 2, len(data)]) + data
-
-
-def scalar(tag, step, value):
-    return record(b"\x10" + bytes([step]) + field(5, field(1, field(1, tag) + b"\x15" + struct.pack("<f", value))))
 
 
 WHOLE = record(field(3, b"brain.Event:2")) + b"".join(scalar(b"entropy", step, 1.0 / step) for step in range(1, 30))

@@ -30,9 +30,9 @@ def read_folder(folder: Path, given: Mapping[str, str]) -> Log:
     """
     config = _config(folder / CONFIG)
     gather = Gather(folder / FILE, given)
-    broken = read_jsonl(folder / FILE, gather, tolerant=True)
+    read_jsonl(folder / FILE, gather, tolerant=True)  # a torn last line of records is dropped by their law
     if config is None:
-        return gather.log(Facts(), broken=None)
+        return gather.log(Facts())
     settings = config.get("config")
     settings = settings if isinstance(settings, dict) else {}
     planned = _number(settings.get("steps"))
@@ -44,7 +44,6 @@ def read_folder(folder: Path, given: Mapping[str, str]) -> Log:
     for index, one in enumerate(listed if isinstance(listed, list) else []):
         if isinstance(one, dict):
             members[one.get("member", index)] = _of_member(facts, one)
-    del broken  # a torn last line of records is dropped by their law
     return gather.log(facts, members)
 
 

@@ -10,7 +10,6 @@ the state goes into `trainer_state.json`. For language models use `integrations.
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ from torch import Tensor
 
 try:
     import transformers
-    from transformers import Trainer, TrainerCallback
+    from transformers import Trainer
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 except ImportError as error:
     raise ImportError(f"integrations.transformers needs {error.name}: pip install 'entreg[llm]'") from None
@@ -27,10 +26,10 @@ except ImportError as error:
 from entreg import targets
 from entreg.control import Controller
 from entreg.functional import SHANNON, Family, categorical_entropy, marginal_entropy
+from entreg.integrations.trainer import Clock, clocked, divisor, sum_over
 from entreg.regularizer import EntropyRegularizer
 
 VERSIONS = ("5.23.",)  # whose seams were read and are tested; another version is refused, not guessed at
-STATE = "entreg"  # the key under stateful_callbacks in trainer_state.json
 COEF_LR, COEF_INIT = 0.03, 0.01  # of a TargetEntropy that names none
 IGNORED = -100
 
@@ -65,7 +64,7 @@ def attach(
         raise ValueError(f"{error} (a length in steps is that of the run where max_steps is set)" if steps is None else error) from None
     if missing := targets.needs(closed) - {"progress"}:
         raise ValueError(f"controller={closed!r} reads {', '.join(sorted(missing))}; Trainer gives progress")
-    return Attached(trainer, EntropyRegularizer(closed, sense=sense, all_reduce=_sum_over(trainer)), family, of)
+    return Attached(trainer, EntropyRegularizer(closed, sense=sense, all_reduce=sum_over(trainer)), family, of)
 
 
 class Attached:
@@ -78,7 +77,7 @@ class Attached:
         self._shannon = torch.zeros(2)  # total and number of the window
         self._record: dict[str, float] = {}
         trainer.compute_loss, trainer.get_batch_samples, trainer.log = self._loss, self._batches, self._logs
-        trainer.add_callback(_Clock(self))
+        trainer.add_callback(Clock(self))
 
     def record(self) -> dict[str, float]:
         """What the last optimizer step measured, in the names of records: entropy (Shannon, nats), entropy/family, entropy/target, coef."""
@@ -104,7 +103,7 @@ class Attached:
         return (loss, outputs) if return_outputs else loss
 
     def _term(self, logits: Tensor, mask: Tensor, items: Any) -> Tensor:
-        denominator = self._count / (self.trainer.accelerator.num_processes * self._scale(items))
+        denominator = self._count / (self.trainer.accelerator.num_processes * divisor(self.trainer, items))
         value = self._measure(logits, mask, self.family)
         with torch.no_grad():
             shannon = value if self.family == SHANNON else self._measure(logits, mask, SHANNON)
@@ -117,51 +116,22 @@ class Attached:
             return marginal_entropy(logits, family, mask)[None]
         return categorical_entropy(logits[mask], family)
 
-    def _scale(self, items: Any) -> float:
-        """What `training_step` will divide the loss by."""
-        trainer = self.trainer
-        scaled = trainer.loss_is_scaled_for_ga
-        if scaled is None:
-            scaled = (trainer.model_accepts_loss_kwargs and items is not None) or trainer.compute_loss_func is not None
-        return 1.0 if scaled else float(trainer.current_gradient_accumulation_steps)
-
-    def _step(self, state: Any) -> None:
+    def step(self, state: Any) -> None:
         """One controller step at the end of an optimizer step."""
         used = self.regularizer.coef
         self.regularizer.step(progress=min(1.0, state.global_step / max(1, state.max_steps)))
-        total, count = _sum_over(self.trainer)(self._shannon).tolist()
+        total, count = sum_over(self.trainer)(self._shannon).tolist()
         self._record = {"entropy": total / max(count, 1.0), "coef": used}
         if self.family != SHANNON:
             self._record["entropy/family"] = self.regularizer.entropy
         if self.regularizer.target is not None:
             self._record["entropy/target"] = self.regularizer.target
         self._shannon = torch.zeros(2, device=self._shannon.device)
-        state.stateful_callbacks[STATE] = {"args": {}, "attributes": self.regularizer.state_dict()}
 
     def _logs(self, logs: dict[str, float], *rest: Any, **named: Any) -> None:
         """The trainer's own lines of training get ours; those of evaluations and of the end do not."""
         ours = {f"entreg/{name}": value for name, value in self._record.items()} if "loss" in logs else {}
         self._log({**logs, **ours}, *rest, **named)
-
-    def _restore(self, state: Any) -> None:
-        if state.global_step == 0:
-            return
-        if STATE not in state.stateful_callbacks:
-            raise ValueError(f"resume_from_checkpoint: the checkpoint of step {state.global_step} holds no controller; legal is one of a run with attach()")
-        self.regularizer.load_state_dict(json.loads(json.dumps(state.stateful_callbacks[STATE]["attributes"])))
-
-
-class _Clock(TrainerCallback):  # type: ignore[misc]
-    """Steps the controller with the optimizer, and restores it when training resumes."""
-
-    def __init__(self, attached: Attached) -> None:
-        self._attached = attached
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._attached._restore(state)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._attached._step(state)
 
 
 def _check(trainer: Any, of: str) -> None:
@@ -172,7 +142,7 @@ def _check(trainer: Any, of: str) -> None:
         raise ValueError(f"trainer: {name}; legal is transformers' Trainer")
     if of not in ("conditional", "marginal"):
         raise ValueError(f"of={of!r}; legal: 'conditional' or 'marginal'")
-    if any(isinstance(callback, _Clock) for callback in trainer.callback_handler.callbacks):
+    if clocked(trainer):
         raise ValueError("trainer: a controller is attached already; legal is one")
     if trainer.args.n_gpu > 1:
         raise ValueError(f"trainer: {trainer.args.n_gpu} GPUs in one process (DataParallel); legal is one a process: torchrun, or CUDA_VISIBLE_DEVICES")
@@ -181,13 +151,6 @@ def _check(trainer: Any, of: str) -> None:
     kind = getattr(getattr(trainer.model, "config", None), "problem_type", None)
     if kind in ("regression", "multi_label_classification") or getattr(getattr(trainer.model, "config", None), "num_labels", 2) == 1:
         raise ValueError(f"model: {type(trainer.model).__name__} with problem_type={kind!r}; legal is one label of several classes")
-
-
-def _sum_over(trainer: Any) -> Any:
-    def total(tensor: Tensor) -> Tensor:
-        return torch.as_tensor(trainer.accelerator.reduce(tensor, reduction="sum"))
-
-    return total
 
 
 __all__ = ["Attached", "attach"]

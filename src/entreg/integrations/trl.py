@@ -13,7 +13,6 @@ length add up to the full batch. A negative coefficient is an entropy ceiling.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
@@ -23,7 +22,6 @@ from torch import Tensor
 
 try:
     import trl
-    from transformers import TrainerCallback
     from trl import DPOTrainer, GRPOTrainer, KTOTrainer, RLOOTrainer, SFTTrainer
 except ImportError as error:
     raise ImportError(f"integrations.trl needs {error.name}: pip install 'entreg[llm]'") from None
@@ -33,12 +31,12 @@ from entreg.control import Controller
 from entreg.functional import SHANNON, Family, k3
 from entreg.functional.sequences import entropy_to_go, others_mean, sequence_entropy_loss
 from entreg.functional.shares import Pull, share
+from entreg.integrations.trainer import Clock, clocked, divisor, sum_over
 from entreg.integrations.trl_drivers import Drive, drive
 from entreg.integrations.trl_head import Head, Measure, Seen
 from entreg.regularizer import EntropyRegularizer, Term
 
 VERSIONS = ("1.16.",)  # whose seams were read and are tested; another version is refused, not guessed at
-STATE = "entreg"  # the key under stateful_callbacks in trainer_state.json
 COEF_LR, COEF_INIT = 0.03, 1e-3  # of a TargetEntropy that names none
 
 
@@ -76,7 +74,7 @@ def attach(
     measure = Measure(family, top_p, clamp)
     controller = _closed(controller, trainer, measure)
     shares = shares or "grad_share" in targets.needs(controller)
-    return Attached(trainer, EntropyRegularizer(controller, all_reduce=_sum_over(trainer), lag=lag), measure, over, shares)
+    return Attached(trainer, EntropyRegularizer(controller, all_reduce=sum_over(trainer), lag=lag), measure, over, shares)
 
 
 class Attached:
@@ -93,7 +91,7 @@ class Attached:
         self.drive: Drive | None = None  # who drove entropy in the last step, where shares are measured
         self._record: dict[str, float] = {}
         trainer.compute_loss, trainer.get_batch_samples = self._loss, self._batches
-        trainer.add_callback(_Clock(self))
+        trainer.add_callback(Clock(self))
 
     def record(self) -> dict[str, float]:
         """What the last optimizer step measured, in the names of records: entropy (Shannon, nats a token), entropy/family, entropy/target, coef, grad_share."""
@@ -121,7 +119,7 @@ class Attached:
                 f"{type(trainer).__name__}: its loss took {len(seen)} differentiable passes of the fused LM head; legal is one, to which the term belongs"
             )
         one = seen[0].last(mask.shape[1])
-        scale = self._scale(num_items_in_batch)
+        scale = divisor(trainer, num_items_in_batch)
         term, slopes = self._term(one, mask, inputs, scale)
         if one.pull is not None:
             (task,) = torch.autograd.grad(loss, seen[0].log_prob, retain_graph=True)
@@ -147,14 +145,6 @@ class Attached:
             (log_prob_slope,) = torch.autograd.grad(loss, one.log_prob, retain_graph=True)
         return loss, (log_prob_slope, entropy_slope)
 
-    def _scale(self, items: Any) -> float:
-        """What `training_step` will divide the loss by."""
-        trainer = self.trainer
-        scaled = trainer.loss_is_scaled_for_ga
-        if scaled is None:
-            scaled = (trainer.model_accepts_loss_kwargs and items is not None) or trainer.compute_loss_func is not None
-        return 1.0 if scaled else float(trainer.current_gradient_accumulation_steps)
-
     def _count_rollouts(self) -> None:
         """The tokens of the accumulation window, which lies in the buffer of generated micro-batches."""
         trainer = self.trainer
@@ -175,14 +165,14 @@ class Attached:
         entropy = pull.norm(slopes[0].flatten(), slopes[1].flatten())
         return Share(share(entropy, norm), None if kl is None else share(pull.norm(kl.flatten()), norm))
 
-    def _step(self, state: Any) -> None:
+    def step(self, state: Any) -> None:
         """One controller step at the end of an optimizer step."""
         signals = _signals(self.trainer, state)
         if self._share is not None:
             signals["grad_share"] = self._share.entropy
         used = self.regularizer.coef
         self.regularizer.step(**signals)
-        total, weight = (float(part) for part in _sum_over(self.trainer)(self._seen.float().to(self.trainer.accelerator.device)))
+        total, weight = (float(part) for part in sum_over(self.trainer)(self._seen.float().to(self.trainer.accelerator.device)))
         self._record = {"entropy": total / max(weight, 1.0), "entropy/family": self.regularizer.entropy, "coef": used}
         if self.regularizer.target is not None:
             self._record["entropy/target"] = self.regularizer.target
@@ -193,27 +183,6 @@ class Attached:
         self._seen, self._share = torch.zeros(2, dtype=torch.float64), None
         for name, value in self._record.items():
             self.trainer._metrics["train"][f"entreg/{name}"].append(value)
-        state.stateful_callbacks[STATE] = {"args": {}, "attributes": self.regularizer.state_dict()}
-
-    def _restore(self, state: Any) -> None:
-        if state.global_step == 0:
-            return
-        if STATE not in state.stateful_callbacks:
-            raise ValueError(f"resume_from_checkpoint: the checkpoint of step {state.global_step} holds no controller; legal is one of a run with attach()")
-        self.regularizer.load_state_dict(json.loads(json.dumps(state.stateful_callbacks[STATE]["attributes"])))
-
-
-class _Clock(TrainerCallback):  # type: ignore[misc]
-    """Steps the controller with the optimizer, and restores it when training resumes."""
-
-    def __init__(self, attached: Attached) -> None:
-        self._attached = attached
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._attached._restore(state)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._attached._step(state)
 
 
 # -------------------------------------------------------------------- what a batch says
@@ -292,7 +261,7 @@ def _check(trainer: Any, over: str) -> None:
         raise ValueError(
             "compute_loss_func, label_smoothing_factor: the loss would not come from the fused LM head, and the term be without gradient; legal is neither"
         )
-    if any(isinstance(callback, _Clock) for callback in trainer.callback_handler.callbacks):
+    if clocked(trainer):
         raise ValueError("trainer: a controller is attached already; legal is one")
     if isinstance(trainer, (GRPOTrainer, RLOOTrainer)) and trainer.args.steps_per_generation % trainer.args.gradient_accumulation_steps:
         wrong = f"{trainer.args.steps_per_generation} with gradient_accumulation_steps={trainer.args.gradient_accumulation_steps}"
@@ -325,10 +294,3 @@ def _closed(controller: Controller[Any] | float, trainer: Any, measure: Measure)
     if missing := targets.needs(closed) - given:
         raise ValueError(f"controller={closed!r} reads {', '.join(missing)}; {type(trainer).__name__} gives {', '.join(sorted(given))}")
     return closed
-
-
-def _sum_over(trainer: Any) -> Any:
-    def total(tensor: Tensor) -> Tensor:
-        return torch.as_tensor(trainer.accelerator.reduce(tensor, reduction="sum"))
-
-    return total
