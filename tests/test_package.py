@@ -18,7 +18,7 @@ LEVELS = {
     1: {"functional", "kernels", "stacked", "distributions", "planning", "calibration", "statistics"}
     | {"schedules", "control", "targets", "record", "disk", "finding"},
     2: {"regularizer", "bridge", "spelling", "run", "checkpoint", "state", "finite", "folder", "sinks", "progress", "diagnosis", "linting", "guard", "collapse"}
-    | {"rates", "loop", "points", "rl", "vision", "lm", "integrations"},
+    | {"several", "rates", "loop", "points", "rl", "vision", "lm", "integrations"},
     3: {"recipes", "sweep", "report", "policy"},
     4: {"cli", "flags", "__main__"},
 }

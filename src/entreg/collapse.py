@@ -28,7 +28,9 @@ def rescuing(controller: Controller[Any], rule: Rule, family: Family, *, lr: flo
     TargetEntropy(target=0.5, lr=0.02, init_coef=0.1, bounds=(1e-08, 10000.0), form='log')
     """
     if family.name == "tsallis" and family.order != 1:
-        raise ValueError(f"guard is rescue with family tsallis({family.order:g}), whose values are no nats; legal are shannon, renyi(order) and min_entropy")
+        raise ValueError(
+            f"on_collapse is rescue with family tsallis({family.order:g}), whose values are no nats; legal are shannon, renyi(order) and min_entropy"
+        )
     return Guarded(controller, rule, TargetEntropy(AIMS[rule.kind] * rule.maximum, lr=lr, init_coef=init_coef))
 
 

@@ -133,8 +133,6 @@ def _tyro(name: str, config: Any, settings: RunSettings, words: Sequence[str]) -
         print_config: bool = False
         """Print what would run as JSON and stop."""
 
-    appended = [field for field in fields(config) if _appends(type(config), field.name)]
-    empty = replace(config, **{field.name: () for field in appended})  # what a flag appends to; the default comes back below
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_json_argument)
     with registry:
@@ -143,9 +141,10 @@ def _tyro(name: str, config: Any, settings: RunSettings, words: Sequence[str]) -
             prog=f"entreg train {name}",
             description=(type(config).__doc__ or "").strip(),
             args=list(words),
-            default=Arguments(empty, settings),
+            default=Arguments(config, settings),
         )
-    given = {field.name: getattr(parsed.config, field.name) or getattr(config, field.name) for field in appended}
+    appended = [field.name for field in fields(config) if _appends(kind, field.name)]
+    given = {name: getattr(parsed.config, name)[len(getattr(config, name)) :] or getattr(config, name) for name in appended}  # tyro appends to the default
     return replace(parsed.config, **given), parsed.run, parsed.print_config
 
 

@@ -73,7 +73,7 @@ def test_the_naive_bonus_pushes_nowhere_and_the_sampled_one_as_the_exact():
     assert float(found["naive"].norm()) < 0.05 * size
 
 
-@pytest.mark.parametrize("words", [("--optimizer", "adam", "--coef", "TargetEntropy(1.0)"), ("--guard", "rescue", "--bonus", "sampled", "--coef", "0")])
+@pytest.mark.parametrize("words", [("--optimizer", "adam", "--coef", "TargetEntropy(1.0)"), ("--on-collapse", "rescue", "--bonus", "sampled", "--coef", "0")])
 def test_stopped_and_resumed_is_uninterrupted(tmp_path, monkeypatch, words):
     base = ["train", "bandit", "--steps", "60", "--seeds", "2", "--quiet", "--checkpoint-every", "0", *words]
     assert cli.main([*base, "--out", str(tmp_path / "whole")]) == 0
@@ -109,7 +109,7 @@ def test_members_are_the_runs_they_would_be_alone(tmp_path):
         ({"bonus": ("naive",), "family": ("renyi(2)",)}, r"bonus is naive with family renyi\(2\)"),
         ({"coef": ("much",)}, "'much'"),
         ({"family": ("sparse",)}, "sparse"),
-        ({"family": ("tsallis(2)",), "guard": "rescue"}, r"guard is rescue with family tsallis\(2\)"),
+        ({"family": ("tsallis(2)",), "on_collapse": "rescue"}, r"on_collapse is rescue with family tsallis\(2\)"),
         ({"learning_rate": "-1"}, "learning_rate must stay"),
         ({"optimizer": "lion"}, "optimizer is 'lion'"),
     ],

@@ -130,7 +130,9 @@ def test_members_are_the_runs_they_would_be_alone(tmp_path, blobs):
     assert both[5]["accuracy"] == alone[1]["accuracy"]
 
 
-@pytest.mark.parametrize("words", [("--momentum", "0.9", "--guard", "rescue", "--shift", "1"), ("--method", "mutual_information", "--family", "renyi(2)")])
+@pytest.mark.parametrize(
+    "words", [("--momentum", "0.9", "--on-collapse", "rescue", "--shift", "1"), ("--method", "mutual_information", "--family", "renyi(2)")]
+)
 def test_stopped_and_resumed_is_uninterrupted(tmp_path, monkeypatch, blobs, words):
     base = ["train", "clustering", "--data", blobs, "--steps", "40", "--seeds", "2", "--hidden", "8", "--quiet", "--checkpoint-every", "0", *words]
     assert cli.main([*base, "--out", str(tmp_path / "whole")]) == 0

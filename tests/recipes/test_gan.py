@@ -127,7 +127,8 @@ def test_members_are_the_runs_they_would_be_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", [("--bonus", "knn"), ("--loss", "wgan_gp", "--critic-steps", "2", "--bonus", "classifier", "--guard", "rescue", "--data", "grid", "--modes", "4")]
+    "words",
+    [("--bonus", "knn"), ("--loss", "wgan_gp", "--critic-steps", "2", "--bonus", "classifier", "--on-collapse", "rescue", "--data", "grid", "--modes", "4")],
 )
 def test_stopped_and_resumed_is_uninterrupted(tmp_path, monkeypatch, words):
     base = ["train", "gan", "--steps", "30", "--seeds", "2", "--hidden", "8", "--batch", "16", "--quiet", "--checkpoint-every", "0", *words]
@@ -159,7 +160,7 @@ def test_stopped_and_resumed_is_uninterrupted(tmp_path, monkeypatch, words):
         ({"bandwidth": -1.0}, "bandwidth is -1"),
         ({"bonus": ("shannon",)}, "bonus is shannon; legal are parzen, knn, classifier"),
         ({"loss": "hinge"}, "loss is 'hinge'"),
-        ({"guard": "rescue"}, "guard is rescue with bonus parzen"),
+        ({"on_collapse": "rescue"}, "on_collapse is rescue with bonus parzen"),
         ({"coef": ("TargetEntropy(fraction_of_max(0.5))",)}, "open"),
         ({"data": "faces"}, r"data is 'faces'; legal are digits, or a \.npz file"),
         ({"penalty": float("nan")}, "penalty is nan"),

@@ -98,7 +98,9 @@ def test_members_are_the_runs_they_would_be_alone(tmp_path, book):
         assert both[3][name] == pytest.approx(alone[0][name], rel=1e-4), name
 
 
-@pytest.mark.parametrize("words", [("--family", "tsallis(2)", "--unlikelihood", "0.5"), ("--coef", "TargetEntropy(fraction_of_max(0.5))", "--guard", "rescue")])
+@pytest.mark.parametrize(
+    "words", [("--family", "tsallis(2)", "--unlikelihood", "0.5"), ("--coef", "TargetEntropy(fraction_of_max(0.5))", "--on-collapse", "rescue")]
+)
 def test_stopped_and_resumed_is_uninterrupted(tmp_path, monkeypatch, book, words):
     base = ["train", "textgen", "--text", book, "--steps", "16", "--seeds", "2", "--vocabulary", "48", "--width", "8", "--context", "16", "--samples", "3"]
     base += ["--quiet", "--checkpoint-every", "0", *words]
@@ -131,7 +133,7 @@ def test_stopped_and_resumed_is_uninterrupted(tmp_path, monkeypatch, book, words
         ({"vocabulary": 5}, "vocabulary is 5, and the text has"),
         ({"context": 4}, "context is 4"),
         ({"context": 5000}, "context is 5000, and the text to judge by"),
-        ({"family": ("tsallis(2)",), "guard": "rescue"}, "guard is rescue with family"),
+        ({"family": ("tsallis(2)",), "on_collapse": "rescue"}, "on_collapse is rescue with family"),
         ({"coef": ("TargetEntropy(greedy_probability(0.001))",)}, "greedy_probability"),
     ],
 )

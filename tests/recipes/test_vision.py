@@ -35,7 +35,7 @@ SMALL = {"steps": 12, "hidden": (8,), "batch_size": 9, "ratio": 2, "labels": 9, 
 BOTH = {"conditional": ("0.1",), "marginal": ("TargetEntropy(1.0)", "0"), "prior": ("estimate", "uniform")}
 CASES = {
     "pseudo_label": {"threshold": 0.4, "ramp": 0.2, **BOTH},
-    "fixmatch": {"threshold": 0.4, "align": True, "family": ("shannon", "renyi(2)"), "guard": "rescue", **BOTH},
+    "fixmatch": {"threshold": 0.4, "align": True, "family": ("shannon", "renyi(2)"), "on_collapse": "rescue", **BOTH},
     "mean_teacher": BOTH,
     "noisy_student": {"students": 2, **BOTH},
     "wrn": {"network": "wrn", "depth": 10, "width": 1, "threshold": 0.4, "seeds": 1, "steps": 4},
@@ -176,6 +176,16 @@ def test_images_that_are_not_finite_write_nothing(tmp_path):
     np.savez(tmp_path / "x.npz", images=pictures, labels=np.arange(12) % 3)
     assert cli.main(["train", "classifier", "--data", str(tmp_path / "x.npz"), "--out", str(tmp_path / "runs")]) == 2
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_classifier_that_a_penalty_keeps_undecided_is_seen_and_rescued(data, tmp_path):
+    strong = {"coef": ("3", "0"), "smoothing": (0.0,), "hinge": (1.0,), "augment": False, "steps": 150, "hidden": (16,), "seeds": 1}
+    stopped = trained("classifier", data, tmp_path / "stop", on_collapse="stop", **strong)
+    (alarm,) = [line for line in read_records(stopped.folder).lines if line.get("event") == "collapse"]
+    assert stopped.stopped == "collapse" and "collapse of member 0" in alarm["message"] and "conditional entropy" in alarm["message"]
+    rescued = trained("classifier", data, tmp_path / "rescue", on_collapse="rescue", **strong)
+    last = {line["member"]: line for line in read_records(rescued.folder).lines if line.get("step") == 150 and "coef" in line}
+    assert last[0]["rescued"] == 1 and last[1]["rescued"] == 0 and last[0]["coef"] < 1.5 and last[1]["coef"] == 0
 
 
 def test_a_network_that_diverges_is_stopped(data, tmp_path):

@@ -25,20 +25,20 @@ def events(summary):
 def test_a_policy_that_collapses_is_said_and_stops(tmp_path):
     said = events(trained(tmp_path / "warn", **COLLAPSING))
     assert {name for name, _ in said} == {"collapse"} and "of member 2 at step" in said[0][1] and "under 5 % of its maximum 0.6931" in said[0][1]
-    stopped = trained(tmp_path / "stop", guard="stop", **COLLAPSING)
+    stopped = trained(tmp_path / "stop", on_collapse="stop", **COLLAPSING)
     assert stopped.stopped == "collapse" and stopped.step < 2000 and exit_status(stopped) == 1
-    assert events(trained(tmp_path / "off", guard="off", **COLLAPSING)) == []
+    assert events(trained(tmp_path / "off", on_collapse="off", **COLLAPSING)) == []
 
 
 @pytest.mark.parametrize(("recipe", "steps"), [(a2c, 4000), (ppo, 2000)])
 def test_policies_that_learn_are_left_alone(tmp_path, recipe, steps):
-    summary = trained(tmp_path, recipe, learning_rate="0.01", steps=steps, seeds=2, guard="stop")
+    summary = trained(tmp_path, recipe, learning_rate="0.01", steps=steps, seeds=2, on_collapse="stop")
     assert summary.stopped is None and events(summary) == []
     assert max(line["return"] for line in read_records(summary.folder).lines if "return" in line) > 30  # from 22
 
 
 def test_a_rescue_takes_over_and_a_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch):
-    whole = trained(tmp_path / "whole", guard="rescue", **COLLAPSING)
+    whole = trained(tmp_path / "whole", on_collapse="rescue", **COLLAPSING)
     name, message = events(whole)[0]
     assert name == "rescue" and "coefficient of member" in message
     last = {line["member"]: line for line in read_records(whole.folder).lines if "entropy/max" in line}
@@ -57,9 +57,9 @@ def test_a_rescue_takes_over_and_a_resumed_run_is_the_uninterrupted_one(tmp_path
 
     monkeypatch.setattr(PolicyWatcher, "see", cut)
     with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "cut", guard="rescue", checkpoint_every=0, **COLLAPSING)
+        trained(tmp_path / "cut", on_collapse="rescue", checkpoint_every=0, **COLLAPSING)
     monkeypatch.undo()
-    resumed = trained(tmp_path / "cut", guard="rescue", resume="latest", **COLLAPSING)
+    resumed = trained(tmp_path / "cut", on_collapse="rescue", resume="latest", **COLLAPSING)
     assert lasting(resumed.folder) == lasting(whole.folder)
     assert_same(final_state(resumed.folder), final_state(whole.folder))
 
@@ -80,12 +80,16 @@ def test_masked_actions_count_by_their_share(tmp_path):
 @pytest.mark.parametrize(
     ("recipe", "changes", "message"),
     [
-        (a2c, {"guard": "halt"}, "guard must be one of off, warn, stop, rescue, got 'halt'"),
-        (a2c, {"guard": "stop", "env": "tests.rl.small:Turn-v0"}, "guard must be off or warn, got 'stop': continuous actions have no largest entropy"),
-        (sac, {"guard": "rescue", "env": "tests.rl.small:Turn-v0", "steps": 101}, "guard must be off or warn, got 'rescue': continuous actions"),
-        (dqn, {"guard": "stop"}, "without exploration boltzmann the entropy is a setting"),
-        (alphazero, {"guard": "stop", "env": "tic_tac_toe"}, "in a game against itself the return does not say"),
-        (a2c, {"guard": "rescue", "family": ("tsallis(2)",)}, r"guard is rescue with family tsallis\(2\)"),
+        (a2c, {"on_collapse": "halt"}, "on_collapse must be one of off, warn, stop, rescue, got 'halt'"),
+        (
+            a2c,
+            {"on_collapse": "stop", "env": "tests.rl.small:Turn-v0"},
+            "on_collapse must be off or warn, got 'stop': continuous actions have no largest entropy",
+        ),
+        (sac, {"on_collapse": "rescue", "env": "tests.rl.small:Turn-v0", "steps": 101}, "on_collapse must be off or warn, got 'rescue': continuous actions"),
+        (dqn, {"on_collapse": "stop"}, "without exploration boltzmann the entropy is a setting"),
+        (alphazero, {"on_collapse": "stop", "env": "tic_tac_toe"}, "in a game against itself the return does not say"),
+        (a2c, {"on_collapse": "rescue", "family": ("tsallis(2)",)}, r"on_collapse is rescue with family tsallis\(2\)"),
     ],
 )
 def test_where_there_is_nothing_to_see_it_cannot_act(tmp_path, recipe, changes, message):
@@ -95,4 +99,4 @@ def test_where_there_is_nothing_to_see_it_cannot_act(tmp_path, recipe, changes, 
 
 
 def test_soft_values_and_games_of_one_player_are_watched():
-    assert soft_q.Config().guard == dqn.Config().guard == alphazero.Config().guard == "warn"
+    assert soft_q.Config().on_collapse == dqn.Config().on_collapse == alphazero.Config().on_collapse == "warn"

@@ -8,11 +8,10 @@ Shapes: M members, n games of each played at once, B positions of a batch, A act
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor
 
 from entreg import stacked
@@ -26,6 +25,7 @@ from entreg.rl.search_rules import Kind
 from entreg.rl.selfplay import Finished, Positions, SelfPlay, Window
 from entreg.rl.spaces import ActionSpec
 from entreg.run import Run, Summary
+from entreg.several import Several
 
 STATUS = "experimental"
 SUMMARY = "AlphaZero: search and network, on boards and toy text"
@@ -55,7 +55,7 @@ class Config(ActorCriticConfig):
     """Actions that gumbel considers at the root, at most."""
     opening: int | None = None
     """Moves of a game that are drawn from the search's policy; its best one comes after. None: all. gumbel always plays what it found."""
-    coef: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    coef: Several[str] = ()
     """Coefficient of the network policy's entropy: a number or a controller; several to compare. Default: 0."""
     steps: int = 20_000
     """Moves of each member."""

@@ -8,11 +8,10 @@ Source: Williams 1992 (REINFORCE). Page: docs/recipes/bandit.md. Shapes: M membe
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor
 
 from entreg import collapse, functional, loop, regularizer, spelling
@@ -20,6 +19,7 @@ from entreg.collapse import Action
 from entreg.guard import Rule
 from entreg.rates import Schedule
 from entreg.run import Run, Summary
+from entreg.several import Several
 from entreg.stacked import FlatParameters, StackedAdam
 
 STATUS = "stable"
@@ -37,11 +37,11 @@ class Config:
     """Answers there are."""
     right: int = 8
     """Answers that earn 1; the others earn 0."""
-    coef: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ("0.1", "0")
+    coef: Several[str] = ("0.1", "0")
     """Entropy coefficient: a number or a controller; several to compare."""
-    family: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ("shannon",)
+    family: Several[str] = ("shannon",)
     """Entropy family: shannon, renyi(order), tsallis(order) or min_entropy; several to compare."""
-    bonus: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ("exact",)
+    bonus: Several[str] = ("exact",)
     """How the bonus is made: exact, sampled (the score function of the drawn answers), naive (-log p of the drawn answers, differentiated)."""
     seeds: int = 10
     """Members a setting, with seeds --seed, --seed + 1, ..."""
@@ -53,7 +53,7 @@ class Config:
     """sgd follows the gradient itself; adam divides by its size."""
     learning_rate: str = "1"
     """A number or a schedule over the run."""
-    guard: Action = "warn"
+    on_collapse: Action = "warn"
     """On collapse (entropy under 5 % of its maximum while the accuracy is below its best): off, warn, stop, or rescue by a target controller."""
 
 
@@ -81,7 +81,7 @@ class Bandit(loop.Fit):
         self.members = loop.combinations(seeds, family=config.family, coef=config.coef, bonus=config.bonus)
         maximum = float(np.log(config.arms))
         self.rules = (Rule("policy", maximum),)
-        rescue = Rule("policy", maximum, **collapse.patience(steps)) if config.guard == "rescue" else None
+        rescue = Rule("policy", maximum, **collapse.patience(steps)) if config.on_collapse == "rescue" else None
         families = [spelling.parse_family(str(member["family"])) for member in self.members]
         uniform = torch.zeros(config.arms)
         self.regularizers = [
@@ -155,7 +155,7 @@ class Bandit(loop.Fit):
             columns["coverage/best_temperature"] = swept["coverage"].max(1)
         columns |= {"entropy": entropy.numpy(), "entropy/perplexity": entropy.exp().numpy(), "entropy/max": entropy.numpy() / np.log(self.config.arms)}
         columns["coef"] = np.array([one.coef for one in self.regularizers])
-        if self.config.guard == "rescue":
+        if self.config.on_collapse == "rescue":
             columns["rescued"] = np.array(collapse.rescued(self.regularizers))
         return [{name: float(values[index]) for name, values in columns.items()} for index in range(len(self.members))]
 
@@ -210,4 +210,4 @@ def train(config: Config, run: Run | None = None) -> Summary:
     run = run if run is not None else Run()
     steps = loop.prepare(run, config.steps)
     fit = Bandit(config, range(run.settings.seed, run.settings.seed + config.seeds), steps)
-    return loop.train("bandit", f"{config.right}-of-{config.arms}", config, run, fit, config.guard)
+    return loop.train("bandit", f"{config.right}-of-{config.arms}", config, run, fit, config.on_collapse)

@@ -3,6 +3,7 @@
 Source: Pereyra et al. 2017 (arXiv:1701.06548); label smoothing: Szegedy et al. 2016. Page: docs/recipes/classifier.md. Shapes: M members, B images.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entreg import functional, loop, spelling
+from entreg import collapse, functional, loop, spelling
+from entreg.guard import Rule
+from entreg.regularizer import EntropyRegularizer
 from entreg.run import Run, Summary
+from entreg.several import Several
 from entreg.vision import images, study
-from entreg.vision.config import ClassifierConfig, Several, check, require, several
+from entreg.vision.config import ClassifierConfig, check, require, several
 from entreg.vision.study import Loss, Study
 from entreg.vision.terms import Pair
 
@@ -25,13 +29,13 @@ SUMMARY = "Supervised classifier: confidence penalty, label smoothing"
 class Config(ClassifierConfig):
     """A supervised classifier; every coef x family x smoothing x hinge x seed is a member."""
 
-    coef: Several = ("0.1", "0")
+    coef: Several[str] = ("0.1", "0")
     """Confidence penalty, the weight of the entropy of each prediction, which is maximised: a number or a controller; several to compare."""
-    family: Several = ("shannon",)
+    family: Several[str] = ("shannon",)
     """Entropy family: shannon, renyi(order), tsallis(order) or min_entropy; several to compare."""
-    smoothing: tuple[float, ...] = (0.0,)
+    smoothing: Several[float] = (0.0,)
     """Share of a label's mass that is spread over all classes; several to compare."""
-    hinge: tuple[float, ...] = (1.0,)
+    hinge: Several[float] = (1.0,)
     """Share of the largest entropy above which there is no penalty; 1: none is free; several to compare."""
     augment: bool = False
     """Augment the images weakly."""
@@ -47,10 +51,14 @@ class Penalised(Study):
         super().__init__(config, loop.combinations(seeds, **axes), steps)
         self.families = [spelling.parse_family(str(member["family"])) for member in self.members]
         self.highest = [float(functional.categorical_entropy(torch.zeros(self.images.classes), family)) for family in self.families]
-        self.regularizers = [
-            loop.regularizer(str(member["coef"]), steps=steps, maximum=highest, family=str(member["family"]))
-            for member, highest in zip(self.members, self.highest, strict=True)
-        ]
+        self.regularizers = [self._regularizer(member, highest) for member, highest in zip(self.members, self.highest, strict=True)]
+        shares = torch.bincount(self.images.test_label, minlength=self.images.classes) / len(self.images.test_label)
+        of_labels = float(functional.categorical_entropy(shares.log()))
+        self.rules = (Rule("marginal", of_labels, grace=2), Rule("conditional", math.log(self.images.classes), grace=2))
+
+    def _regularizer(self, member: Mapping[str, Any], highest: float) -> EntropyRegularizer:
+        rescue = Rule("conditional", highest, **collapse.patience(self.steps)) if self.config.on_collapse == "rescue" else None
+        return loop.regularizer(str(member["coef"]), steps=self.steps, maximum=highest, family=str(member["family"]), rescue=rescue)
 
     def losses(self, progress: float) -> Sequence[Pair]:
         rows = self.drawn(self.labelled, self.batch)
@@ -80,7 +88,8 @@ class Penalised(Study):
 
     def facts(self, member: int) -> dict[str, float]:
         target = self.regularizers[member].target
-        return {**super().facts(member), "coef": self.regularizers[member].coef} | ({} if target is None else {"entropy/target": target})
+        found = {**super().facts(member), "coef": self.regularizers[member].coef} | ({} if target is None else {"entropy/target": target})
+        return found | ({"rescued": collapse.rescued(self.regularizers)[member]} if self.config.on_collapse == "rescue" else {})
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "regularizers": loop.states(self.regularizers)}

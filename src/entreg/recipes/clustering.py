@@ -10,11 +10,10 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor
 
 from entreg import collapse, disk, functional, loop, points, spelling
@@ -23,6 +22,7 @@ from entreg.functional import RunningMarginal
 from entreg.guard import Rule
 from entreg.rates import Schedule
 from entreg.run import Run, Summary
+from entreg.several import Several
 from entreg.stacked import StackedAdam, mlps, perceptrons
 
 STATUS = "stable"
@@ -39,17 +39,17 @@ class Config:
     """digits, or a .npz file with numbers x [N, D] or pictures x [N, H, W], and perhaps classes y [N] to judge by."""
     clusters: int = 0
     """How many; 0: as many as there are classes."""
-    method: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ("mutual_information", "kmeans")
+    method: Several[str] = ("mutual_information", "kmeans")
     """mutual_information, sinkhorn (equal shares by optimal transport) or kmeans; several to compare."""
-    marginal: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ("1.5", "0")
+    marginal: Several[str] = ("1.5", "0")
     """Weight of the entropy of the mean prediction, which is maximised: a number or a controller; several to compare."""
     conditional: str = "0.3"
     """Weight of the mean entropy of each prediction, which is minimised: a number or a controller."""
     consistency: float = 1.0
     """Weight of KL(p(x) || p(x')) between an item and its perturbation."""
-    family: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ("shannon",)
+    family: Several[str] = ("shannon",)
     """Entropy family of both terms: shannon, renyi(order), tsallis(order) or min_entropy; several to compare."""
-    match: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ("curvature",)
+    match: Several[str] = ("curvature",)
     """curvature: both weights as strong near uniform as Shannon's. none: as they are given. Both to compare."""
     prior: str = "uniform"
     """What the mean prediction should look like: uniform, or a text file with a probability a line (then it minimises the divergence from that)."""
@@ -71,7 +71,7 @@ class Config:
     """A number or a schedule over the run."""
     seeds: int = 5
     """Members a setting, with seeds --seed, --seed + 1, ..."""
-    guard: Action = "warn"
+    on_collapse: Action = "warn"
     """On collapse (fewer than half of the clusters, or predictions that stay undecided): off, warn, stop, or rescue by a target controller."""
 
 
@@ -229,7 +229,7 @@ class Terms:
         largest = float(functional.categorical_entropy(torch.zeros(fit.clusters), self.family))
         self.best = float(functional.categorical_entropy(self.prior.log(), self.family))
         waits = collapse.patience(fit.steps)
-        rescue = config.guard == "rescue"
+        rescue = config.on_collapse == "rescue"
         rules = (Rule("marginal", self.best, **waits), Rule("conditional", largest, **waits)) if rescue else (None, None)
         text = str(member.get("coef", "0")), "0" if self.sinkhorn else config.conditional
         self.marginal = loop.regularizer(text[0], steps=fit.steps, maximum=largest, family=family, rescue=rules[0])
@@ -258,7 +258,7 @@ class Terms:
     def facts(self) -> dict[str, float]:
         """What a record says of the coefficients."""
         both = [self.marginal, self.conditional]
-        rescue = {"rescued": max(collapse.rescued(both))} if self.config.guard == "rescue" else {}
+        rescue = {"rescued": max(collapse.rescued(both))} if self.config.on_collapse == "rescue" else {}
         return {} if self.sinkhorn else {"coef": self.marginal.coef, "coef/conditional": self.conditional.coef, **rescue}
 
     def state_dict(self) -> dict[str, Any]:
@@ -322,4 +322,4 @@ def train(config: Config, run: Run | None = None) -> Summary:
     run = run if run is not None else Run()
     steps = loop.prepare(run, config.steps)
     fit = Clustering(config, range(run.settings.seed, run.settings.seed + config.seeds), steps)
-    return loop.train("clustering", fit.data.name, config, run, fit, config.guard)
+    return loop.train("clustering", fit.data.name, config, run, fit, config.on_collapse)

@@ -10,11 +10,10 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor
 
 from entreg import collapse, disk, functional, loop, points, regularizer, spelling
@@ -22,6 +21,7 @@ from entreg.collapse import Action
 from entreg.guard import Rule
 from entreg.rates import Schedule
 from entreg.run import Run, Summary
+from entreg.several import Several
 from entreg.stacked import FlatParameters, StackedAdam, Tower, mlps, perceptrons, plain_mlp
 
 STATUS = "stable"
@@ -42,11 +42,11 @@ class Config:
     """Gaussians of a ring; of a grid a square number."""
     std: float = 0.05
     """Standard deviation of each Gaussian."""
-    bonus: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ("parzen",)
+    bonus: Several[str] = ("parzen",)
     """Entropy of a batch of samples: parzen (Renyi-2 of a kernel density), knn (nearest neighbours), classifier (mean prediction of one of the modes)."""
-    coef: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ("linear(0.3, 0)", "0")
+    coef: Several[str] = ("linear(0.3, 0)", "0")
     """Its coefficient: a number or a controller; several to compare."""
-    family: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ("shannon",)
+    family: Several[str] = ("shannon",)
     """Entropy family of knn and classifier (parzen is Renyi-2 whatever stands here); several to compare."""
     until: float = 0.7
     """Share of the run over which schedules of the coefficient go."""
@@ -70,7 +70,7 @@ class Config:
     """Of both: a number or a schedule over the run."""
     seeds: int = 5
     """Members a setting, with seeds --seed, --seed + 1, ..."""
-    guard: Action = "warn"
+    on_collapse: Action = "warn"
     """On collapse (samples at fewer than half of the modes): off, warn, stop, or with bonus classifier rescue by a target controller."""
 
 
@@ -95,8 +95,8 @@ def check(config: Config) -> None:
         raise ValueError(f"loss is {config.loss!r}; legal are non_saturating and wgan_gp")
     if any(width < 1 for width in config.hidden):
         raise ValueError(f"hidden is {config.hidden}; legal are widths from 1")
-    if config.guard == "rescue" and set(config.bonus) != {"classifier"}:
-        raise ValueError(f"guard is rescue with bonus {', '.join(config.bonus)}, whose entropy has no maximum; legal is classifier")
+    if config.on_collapse == "rescue" and set(config.bonus) != {"classifier"}:
+        raise ValueError(f"on_collapse is rescue with bonus {', '.join(config.bonus)}, whose entropy has no maximum; legal is classifier")
 
 
 class Source(NamedTuple):
@@ -179,7 +179,7 @@ class Gan(loop.Fit):
         self.rate = Schedule("learning_rate", config.learning_rate, steps)
         self.streams = loop.generators(own, 0x6A4)
         self.families = [spelling.parse_family(str(member["family"])) for member in self.members]
-        rule = Rule("marginal", math.log(kinds), **collapse.patience(steps)) if config.guard == "rescue" else None
+        rule = Rule("marginal", math.log(kinds), **collapse.patience(steps)) if config.on_collapse == "rescue" else None
         self.regularizers = [
             loop.regularizer(
                 str(member["coef"]),
@@ -265,7 +265,7 @@ class Gan(loop.Fit):
                 entropy = float(torch.special.entr(share).sum())
                 full = torch.bincount(mode[good], minlength=len(share)) >= COVERED * len(mode) / len(share)
                 facts = {"modes": float(full.sum()), **facts, "marginal": entropy, "modes/perplexity": math.exp(entropy)}
-            over = {"rescued": collapse.rescued(self.regularizers)[index]} if self.config.guard == "rescue" else {}
+            over = {"rescued": collapse.rescued(self.regularizers)[index]} if self.config.on_collapse == "rescue" else {}
             found.append({**facts, "coef": self.regularizers[index].coef, **{name: float(values[index]) for name, values in self.latest.items()}, **over})
         return found
 
@@ -324,4 +324,4 @@ def train(config: Config, run: Run | None = None) -> Summary:
     run = run if run is not None else Run()
     steps = loop.prepare(run, config.steps)
     fit = Gan(config, range(run.settings.seed, run.settings.seed + config.seeds), steps)
-    return loop.train("gan", fit.real.name, config, run, fit, config.guard)
+    return loop.train("gan", fit.real.name, config, run, fit, config.on_collapse)

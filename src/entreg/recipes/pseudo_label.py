@@ -11,8 +11,9 @@ from torch import Tensor
 
 from entreg import functional, loop
 from entreg.run import Run, Summary
+from entreg.several import Several
 from entreg.vision import study
-from entreg.vision.config import SemiConfig, Several, check_semi, one_of, require
+from entreg.vision.config import SemiConfig, check_semi, one_of, require
 from entreg.vision.study import Loss, SemiStudy
 from entreg.vision.terms import Pair
 
@@ -31,7 +32,7 @@ class Config(SemiConfig):
     """Probability from which a pseudo-label counts."""
     ramp: float = 0.4
     """Share of the run over which the weight of the pseudo-labels grows to unlabelled_coef."""
-    conditional: Several = ()
+    conditional: Several[str] = ()
     """Weight of the conditional entropy, of each prediction on unlabelled images; several to compare. Default: 0, with method entropy 0.5."""
 
 

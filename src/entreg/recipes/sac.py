@@ -7,11 +7,10 @@ Shapes: M members, B transitions of a batch, D observation, A numbers of an acti
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor
 
 from entreg import folder, functional, spelling
@@ -26,6 +25,7 @@ from entreg.rl.ranks import alone
 from entreg.rl.replay import Batch
 from entreg.rl.spaces import ActionSpec
 from entreg.run import Run, Summary
+from entreg.several import Several
 from entreg.stacked import StackedAdam
 
 STATUS = "stable"
@@ -40,7 +40,7 @@ class Config(OffPolicyConfig):
 
     env: str = "Pendulum-v1"
     """Gymnasium id, or module:Id for your own."""
-    coef: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    coef: Several[str] = ()
     """Entropy coefficient: a number or a controller; several to compare. Default: TargetEntropy(action_dim())."""
     steps: int = 20_000
     """Environment steps of each member."""

@@ -10,11 +10,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor
 
 from entreg import collapse, disk, functional, loop, regularizer, spelling
@@ -24,6 +23,7 @@ from entreg.lm import text
 from entreg.lm.textmodel import TextModel
 from entreg.rates import Schedule
 from entreg.run import Run, Summary
+from entreg.several import Several
 from entreg.stacked import StackedAdam, clip_grad_norm
 
 STATUS = "experimental"
@@ -39,11 +39,11 @@ class Config:
 
     text: str | None = None
     """A UTF-8 file, or a folder of .txt, .md and .rst files; by default Python's reference manual, which comes with it."""
-    coef: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ("0.1", "0")
+    coef: Several[str] = ("0.1", "0")
     """Coefficient of the confidence penalty (it raises the entropy of every prediction): a number or a controller; several to compare."""
-    family: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ("shannon",)
+    family: Several[str] = ("shannon",)
     """Its entropy family: shannon, renyi(order), tsallis(order) or min_entropy; several to compare."""
-    unlikelihood: Annotated[tuple[float, ...], tyro.conf.UseAppendAction] = (0.0,)
+    unlikelihood: Several[float] = (0.0,)
     """Weight of the unlikelihood of tokens that stood before; several to compare."""
     vocabulary: int = 1024
     """Tokens: all characters, and the most frequent words."""
@@ -69,7 +69,7 @@ class Config:
     """Nucleus of the decoding that stands beside the temperatures."""
     seeds: int = 3
     """Members a setting, with seeds --seed, --seed + 1, ..."""
-    guard: Action = "warn"
+    on_collapse: Action = "warn"
     """On collapse (predictions that stay undecided): off, warn, stop, or rescue by a target controller."""
 
 
@@ -112,7 +112,7 @@ class TextGen(loop.Fit):
         self.streams = loop.generators(own, 0x7E7)
         self.families = [spelling.parse_family(str(member["family"])) for member in self.members]
         self.weights = torch.tensor([float(member["unlikelihood"]) for member in self.members])
-        rescue = Rule("conditional", math.log(size), **collapse.patience(steps)) if config.guard == "rescue" else None
+        rescue = Rule("conditional", math.log(size), **collapse.patience(steps)) if config.on_collapse == "rescue" else None
         self.regularizers = [
             loop.regularizer(
                 str(member["coef"]),
@@ -173,7 +173,7 @@ class TextGen(loop.Fit):
         largest = math.log(len(self.words.tokens))
         columns |= {"entropy": entropy, "entropy/max": entropy / largest, "entropy/perplexity": np.exp(entropy)}
         columns["coef"] = np.array([one.coef for one in self.regularizers])
-        if self.config.guard == "rescue":
+        if self.config.on_collapse == "rescue":
             columns["rescued"] = np.array(collapse.rescued(self.regularizers))
         columns |= {name: values.numpy() for name, values in self.latest.items()}
         return [{name: float(values[index]) for name, values in columns.items()} for index in range(len(self.members))]
@@ -265,4 +265,4 @@ def train(config: Config, run: Run | None = None) -> Summary:
     run = run if run is not None else Run()
     steps = loop.prepare(run, config.steps)
     fit = TextGen(config, range(run.settings.seed, run.settings.seed + config.seeds), steps)
-    return loop.train("textgen", "manual" if config.text is None else config.text, config, run, fit, config.guard)
+    return loop.train("textgen", "manual" if config.text is None else config.text, config, run, fit, config.on_collapse)

@@ -3,13 +3,12 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_args
-
-import tyro
+from typing import Any, Literal, get_args
 
 from entreg import spelling
 from entreg.collapse import Action
 from entreg.rl.networks import Activation, Precision
+from entreg.several import Several
 
 
 @dataclass(frozen=True)
@@ -18,9 +17,9 @@ class StudyConfig:
 
     env: str = "CartPole-v1"
     """Gymnasium id, or module:Id for your own."""
-    coef: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    coef: Several[str] = ()
     """Entropy coefficient: a number or a controller; several to compare."""
-    family: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ("shannon",)
+    family: Several[str] = ("shannon",)
     """Entropy family: shannon, renyi(order), tsallis(order) or min_entropy; several to compare."""
     seeds: int = 1
     """Members a setting, with seeds --seed, --seed + 1, ..."""
@@ -50,7 +49,7 @@ class StudyConfig:
     """0 takes the most probable action, 1 samples."""
     stop_at: float | None = None
     """Stop when the mean return of the last 100 episodes of every member reaches this."""
-    guard: Action = "warn"
+    on_collapse: Action = "warn"
     """On collapse (entropy of discrete actions under 5 % of its maximum, the return below its best): off, warn, stop, or rescue by a target controller."""
     video: bool = True
     """Film one evaluated episode for the report where the environment draws itself."""
@@ -72,7 +71,7 @@ class ActorCriticConfig(StudyConfig):
 class OnPolicyConfig(ActorCriticConfig):
     """One study: every coefficient x family x seed is a member of one population."""
 
-    coef: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    coef: Several[str] = ()
     """Entropy coefficient: a number or a controller; several to compare. Default: linear(0.01, 0), for continuous actions 0."""
     over: Literal["action", "trajectory"] = "action"
     """action: the bonus stands in the loss. trajectory: entropy also enters the return (the full gradient of the sequence entropy)."""
@@ -141,8 +140,8 @@ def check_study(config: StudyConfig) -> None:
         require(config, name, lambda value: value > 0, "positive and finite")
     require(config, "gamma", lambda value: 0 <= value <= 1, "between 0 and 1")
     require(config, "eval_temperature", lambda value: value >= 0, "finite and not negative")
-    if config.guard not in get_args(Action):
-        raise ValueError(f"guard must be one of {', '.join(get_args(Action))}, got {config.guard!r}")
+    if config.on_collapse not in get_args(Action):
+        raise ValueError(f"on_collapse must be one of {', '.join(get_args(Action))}, got {config.on_collapse!r}")
     if config.stop_at is not None:
         require(config, "stop_at", lambda _: True, "a finite number or None")
     if not config.hidden or min(config.hidden) < 1:

@@ -73,7 +73,7 @@ class Study(ABC):
         self.head = head(self.environments.action_spec)
         self.members = population.expand(config.coef or coef(self.head), config.family, seeds)
         looks = min(updates, LOG_LINES)
-        self.watcher = PolicyWatcher(run, config.guard, self._guarded(), len(self.members), records=looks, updates=updates, because=self.UNGUARDED)
+        self.watcher = PolicyWatcher(run, config.on_collapse, self._guarded(), len(self.members), records=looks, updates=updates, because=self.UNGUARDED)
         self.regularizers = population.regularizers(
             self.members, self.head, steps=updates, lr=config.coef_lr, init_coef=config.coef_init, rescue=self.watcher.rescue
         )
@@ -158,7 +158,7 @@ class Study(ABC):
     def write(self, rows: Sequence[Mapping[str, float]], active: Sequence[bool] | None = None) -> None:
         """Write these rows, one a member (those of the `active` ones), with the rates of the schedules."""
         rate = {name: schedule.value for name, schedule in self.schedules.items()}
-        if self.config.guard == "rescue":
+        if self.config.on_collapse == "rescue":
             rows = [{**row, "rescued": over} for row, over in zip(rows, collapse.rescued(self.regularizers), strict=True)]
         written = [index for index in range(len(rows)) if active is None or active[index]]
         for index in written:

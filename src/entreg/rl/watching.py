@@ -18,7 +18,7 @@ class PolicyWatcher(Watcher):
 
     def __init__(self, run: Run, action: Action, largest: float | None, members: int, *, records: int, updates: int, because: str) -> None:
         if largest is None and action in ("stop", "rescue"):
-            raise ValueError(f"guard must be off or warn, got {action!r}: {because}")
+            raise ValueError(f"on_collapse must be off or warn, got {action!r}: {because}")
         rules = () if largest is None else (Rule("policy", largest, patience=max(2, records // 20), grace=records // 10),)
         super().__init__(run, rules, action, members)
         self.largest = largest

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
-
-import tyro
+from typing import Any, Literal, get_args
 
 from entreg import spelling
 from entreg.collapse import Action
+from entreg.several import Several
 from entreg.vision.images import LEGAL
 
-Several = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 Sense = Literal["minimize", "maximize"]
 
 
@@ -22,7 +20,8 @@ class ClassifierConfig:
     """One study of image classifiers: every setting x seed is a member of one population."""
 
     data: str = "digits"
-    """digits (bundled with scikit-learn), cifar10, cifar100, svhn, a folder of images (CLASS/*, or train/, test/ and unlabelled/), or a .npz file."""
+    """digits (bundled with scikit-learn), cifar10, cifar100, svhn, a folder of images (CLASS/*, or train/, test/ and unlabelled/), or a .npz file with
+    images [N, H, W] or [N, H, W, C] and labels [N]."""
     folder: str | None = None
     """Where cifar10, cifar100 or svhn lie on this machine (parquet files, or what save_to_disk wrote), in place of the cache of `datasets`."""
     labels: int = 0
@@ -55,6 +54,8 @@ class ClassifierConfig:
     """Decay of the averaged network that is evaluated; it begins lower, (1 + t) / (10 + t). 0: the network itself."""
     seeds: int = 1
     """Members a setting, with seeds --seed, --seed + 1, ..."""
+    on_collapse: Action = "warn"
+    """On collapse (fewer than half of the prior's classes, or predictions that stay undecided): off, warn, stop, or rescue by a target controller."""
 
 
 @dataclass(frozen=True)
@@ -69,20 +70,18 @@ class SemiConfig(ClassifierConfig):
     """Unlabelled images of a step for each labelled one."""
     unlabelled_coef: float = 1.0
     """Weight of the method's loss on unlabelled images."""
-    conditional: Several = ("0",)
+    conditional: Several[str] = ("0",)
     """Weight of the conditional entropy, of each prediction on unlabelled images: a number or a controller; several to compare."""
-    sense: Annotated[tuple[Sense, ...], tyro.conf.UseAppendAction] = ("minimize",)
+    sense: Several[Sense] = ("minimize",)
     """Whether the conditional entropy is to fall (minimize: confidence) or to grow (maximize)."""
-    marginal: Several = ("0",)
+    marginal: Several[str] = ("0",)
     """Weight of the marginal entropy, of the mean prediction on unlabelled images, which is maximised or drawn to the prior; several to compare."""
-    family: Several = ("shannon",)
+    family: Several[str] = ("shannon",)
     """Entropy family of both: shannon, renyi(order), tsallis(order) or min_entropy; several to compare."""
-    prior: Several = ("uniform",)
+    prior: Several[str] = ("uniform",)
     """What the marginal is drawn to: uniform, labels (their shares), estimate (from predictions), or a text file with a probability a line."""
     marginal_momentum: float = 0.9
     """Of the running mean prediction; 0: that of the batch alone."""
-    guard: Action = "warn"
-    """On collapse (fewer than half of the prior's classes, or predictions that stay undecided): off, warn, stop, or rescue by a target controller."""
 
 
 def check(config: ClassifierConfig) -> None:
@@ -96,6 +95,7 @@ def check(config: ClassifierConfig) -> None:
         require(config, name, lambda value: 0 <= value < 1, "numbers from 0, below 1")
     one_of(config, "network", ("mlp", "wrn"))
     one_of(config, "flip", ("auto", "yes", "no"))
+    one_of(config, "on_collapse", get_args(Action))
     if any(width < 1 for width in config.hidden):
         raise ValueError(f"hidden is {config.hidden}; legal are widths from 1")
     if not config.data:
@@ -108,7 +108,6 @@ def check_semi(config: SemiConfig) -> None:
     require(config, "ratio", lambda value: value >= 1, "integers from 1")
     require(config, "unlabelled_coef", lambda value: value >= 0, "finite numbers from 0")
     require(config, "marginal_momentum", lambda value: 0 <= value < 1, "numbers from 0, below 1")
-    one_of(config, "guard", get_args(Action))
     for name in ("conditional", "sense", "marginal", "family", "prior"):
         several(config, name)
     for sense in config.sense:

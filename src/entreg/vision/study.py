@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from entreg import calibration, functional, loop
-from entreg.collapse import Action
 from entreg.finite import NonFinite, all_finite, where_not_finite
 from entreg.guard import Rule
 from entreg.rates import Schedule
@@ -129,7 +128,7 @@ class Study(loop.Fit):
             raise NonFinite(f"logits of the test images at step {step}: {where_not_finite(tested)}")
         found = [{**judged(of.double().numpy(), label, self.images.classes), **self.facts(member)} for member, of in enumerate(tested)]
         self.books = {}
-        return found
+        return with_columns(found, entropies(tested))
 
     def facts(self, member: int) -> dict[str, float]:
         """What the books say of a member."""
@@ -172,7 +171,9 @@ class SemiStudy(Study):
         super().__init__(config, loop.combinations(seeds, **axes), steps)
         labels = self.images.label[self.labelled].numpy()
         priors = np.stack([split.prior(str(one["prior"]), own, self.images.classes) for one, own in zip(self.members, labels, strict=True)])
-        self.terms = Terms(self.members, torch.from_numpy(priors).float(), steps=steps, momentum=config.marginal_momentum, rescue=config.guard == "rescue")
+        self.terms = Terms(
+            self.members, torch.from_numpy(priors).float(), steps=steps, momentum=config.marginal_momentum, rescue=config.on_collapse == "rescue"
+        )
         lowest = min(-float((prior * np.log(prior)).sum()) for prior in priors)
         self.rules = (Rule("marginal", lowest, grace=2), Rule("conditional", math.log(self.images.classes), grace=2))
         self.plane: list[list[list[float]]] = []  # the conditional and the marginal entropy of each member, a row a record
@@ -209,15 +210,15 @@ class SemiStudy(Study):
     @torch.no_grad()
     def rows(self, step: int, *, evaluate: bool) -> Sequence[loop.Row]:
         logits = self.predicted(self._seen())
-        conditional = functional.categorical_entropy(logits).mean(1)
-        marginal = functional.categorical_entropy(logits.softmax(-1).mean(1).log())
+        columns = entropies(logits)
+        conditional, marginal = columns.values()
         self.plane.append([[step, *pair] for pair in torch.stack([conditional, marginal], 1).tolist()])
         found = super().rows(step, evaluate=evaluate)
         of_prior = functional.categorical_kl(logits.softmax(-1).mean(1).log(), self.terms.priors.log())
-        columns = {"conditional": conditional, "marginal": marginal, "mutual_information": marginal - conditional, "marginal/kl": of_prior}
+        columns |= {"mutual_information": marginal - conditional, "marginal/kl": of_prior}
         entropy_of_prior = functional.categorical_entropy(self.terms.priors.log())
         columns |= {"marginal/perplexity": marginal.exp(), "marginal/share": (marginal - entropy_of_prior).exp()}
-        return [{**row, **{name: float(values[index]) for name, values in columns.items()}} for index, row in enumerate(found)]
+        return with_columns(found, columns)
 
     def facts(self, member: int) -> dict[str, float]:
         found = super().facts(member)
@@ -264,6 +265,17 @@ class Loss(NamedTuple):
         return self.values, torch.full_like(self.values, self.coef / self.values.shape[1])
 
 
+def entropies(logits: Tensor) -> dict[str, Tensor]:
+    """Mean conditional entropy and entropy of the mean prediction of `logits [M, n, V]`, both `[M]`."""
+    marginal = functional.categorical_entropy(logits.softmax(-1).mean(1).log())
+    return {"conditional": functional.categorical_entropy(logits).mean(1), "marginal": marginal}
+
+
+def with_columns(rows: Sequence[loop.Row], columns: Mapping[str, Tensor]) -> list[loop.Row]:
+    """The members' rows, each with its entry of these columns `[M]`, which stand over its own."""
+    return [{**row, **{name: float(values[index]) for name, values in columns.items()}} for index, row in enumerate(rows)]
+
+
 def judged(logits: np.ndarray, label: np.ndarray, classes: int) -> dict[str, float]:
     """Figures of predictions `[n, V]` on labelled images `[n]`."""
     best = calibration.best_temperature(logits, label)
@@ -283,5 +295,4 @@ def judged(logits: np.ndarray, label: np.ndarray, classes: int) -> dict[str, flo
 
 def train(recipe: str, config: ClassifierConfig, run: Run, study: Study) -> Summary:
     """Run a study to its end."""
-    guard: Action = config.guard if isinstance(config, SemiConfig) else "off"
-    return loop.train(recipe, study.images.name, config, run, study, guard)
+    return loop.train(recipe, study.images.name, config, run, study, config.on_collapse)
