@@ -33,6 +33,7 @@ LINE = {
     "trainer_state.json": (b'{\n "log_history": [\n  {"step": 1,\n', "line 4: no JSON"),
     "old.json": (b'{\n "max_steps": 3\n}', "log_history is missing or no list of objects"),
     "history.json": (b'{"log_history": [{"step": 1, "entropy": [3]}]}', "entry 0 of log_history: entropy is [3]; legal is a number"),
+    "array.json": (b'[\n {"step": 1, "entropy": 0.5}\n]\n', "line 1: a JSON array; legal is an object a line, JSONL"),
     "quiet.log": (b"hello\nworld\n", "holds no records"),
     "cut.tfevents": (junk.GOOD["events.out.tfevents.1"][:9], "record 1: cut off; it holds no records"),
 }
@@ -82,6 +83,14 @@ def test_paths_that_are_not_there_or_hold_nothing(tmp_path, capsys):
     assert status == 2 and f"{tmp_path / 'nowhere'}: cannot be read (No such file or directory)" in err
     status, _, err = diagnose(capsys, tmp_path)
     assert status == 2 and "holds no log; legal are records.jsonl" in err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes are POSIX")
+def test_a_pipe_is_refused(tmp_path, capsys):
+    """It would be waited for without end, or read without its beginning, by which logs are told."""
+    os.mkfifo(tmp_path / "pipe")
+    status, out, err = diagnose(capsys, tmp_path / "pipe")
+    assert (status, out) == (2, "") and f"{tmp_path / 'pipe'} is a pipe or a device; legal are files" in err and err.count("\n") == 1
 
 
 @pytest.mark.skipif(os.name == "nt", reason="permissions are POSIX")

@@ -85,6 +85,21 @@ def test_event_files_as_tensorboard_writes_them(tmp_path):
     assert log.traces[0].facts.host == "cleanrl" and log.broken is None and set(log.traces[0].columns) == {"entropy", "reward"}
 
 
+def test_event_files_of_one_folder_are_one_run(tmp_path):
+    """A resumed run has two, and of two halves the second looks collapsed; an evaluation has one of its own, with no entropy in it."""
+    head = record(field(3, b"brain.Event:2"))
+    for name, steps in (("2", range(20, 41)), ("1", range(1, 20))):
+        scalars = [scalar(tag, step, float(of[step - 1])) for step in steps for tag, of in ((b"entropy", ENTROPY), (b"reward", REWARD))]
+        (tmp_path / f"events.out.tfevents.{name}").write_bytes(head + b"".join(scalars))
+    (tmp_path / "events.out.tfevents.3.eval").write_bytes(head + b"".join(scalar(b"eval/loss", step, 0.5) for step in range(1, 41)))
+    assert logs_of(tmp_path) == [tmp_path]
+    log = read(tmp_path)
+    check(log)
+    assert log.broken is None and log.traces[0].source == str(tmp_path)
+    (tmp_path / "events.out.tfevents.1").write_bytes(head + b"".join(scalars)[:-3])
+    assert read(tmp_path).broken == f"{tmp_path / 'events.out.tfevents.1'}, record 39: cut off"
+
+
 def test_every_record_that_tensorboard_writes_has_the_crc_that_is_computed_here(tmp_path):
     crc = pytest.importorskip("tensorboard.summary.writer.record_writer").masked_crc32c
     for data in (b"", b"\0", b"123456789", bytes(range(256))):
@@ -238,6 +253,9 @@ def test_values_that_are_not_finite_are_counted_and_left_out(tmp_path):
         log = read(write(tmp_path / name, table))
         assert len(column(log, "entropy").value) == 38
         assert log.notes == [f"entropy: 2 values that are not finite, left out; the first at line {line}"]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": 0, "loss": 1.0}, *table]}))
+    log = read(tmp_path / "trainer_state.json")
+    assert log.notes == ["entropy: 2 values that are not finite, left out; the first at entry 4"]
 
 
 # -------------------------------------------------------------------- event files, byte by byte

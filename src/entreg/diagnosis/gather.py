@@ -27,10 +27,10 @@ class Log(NamedTuple):
 
 
 class Gather:
-    """Takes in the rows of one file. `given` are the columns that the user names, as `names.check_given` gives them."""
+    """Takes in the rows of one file. `given` are the columns that the user names, as `names.check_given` gives them; `unit` is what a row is."""
 
-    def __init__(self, path: Path, given: Mapping[str, str]) -> None:
-        self.path, self.given = path, given
+    def __init__(self, path: Path, given: Mapping[str, str], unit: str = "line") -> None:
+        self.path, self.given, self.unit = path, given, unit
         self.raw: dict[str, None] = {}
         self.happened: list[dict[str, Any]] = []
         self._collector = Collector()
@@ -84,7 +84,7 @@ class Gather:
             if lost.any():
                 lost &= ~blank.get(name, np.zeros(count, bool))
                 if lost.any():
-                    self._collector.lose(plain, int(lost.sum()), f"line {lines[int(lost.argmax())]}")
+                    self._collector.lose(plain, int(lost.sum()), f"{self.unit} {lines[int(lost.argmax())]}")
             self._collector.add_members(run, member, plain, step, value, f"{self.path}: ")
         self._rows += count
 
@@ -105,7 +105,7 @@ class Gather:
         wrong = (whole != np.floor(whole)) | (whole < 0) | (whole >= MEMBERS)
         if wrong.any():
             at = int(wrong.argmax())
-            raise BadLog(f"{self.path}, line {lines[at]}: member is {float(whole[at]):.6g}; legal are integers from 0 to {MEMBERS - 1}")
+            raise BadLog(f"{self.path}, {self.unit} {lines[at]}: member is {float(whole[at]):.6g}; legal are integers from 0 to {MEMBERS - 1}")
         return None if not whole.any() else whole.astype(np.int64)
 
     def scalar(self, name: str, step: Array, value: Array) -> None:

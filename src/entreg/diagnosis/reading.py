@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from entreg.record import FILE
 DEPTH, MOST = 4, 256  # how deep folders are looked into, and how many logs a path may hold
 STATE = "trainer_state.json"
 PROGRESS = "progress.csv"
+ARRAY = re.compile(rb"\[\s*[{\[]")
 
 
 def logs_of(path: Path) -> list[Path]:
@@ -29,6 +31,8 @@ def logs_of(path: Path) -> list[Path]:
     """
     if not path.is_dir():
         path.stat()
+        if not path.is_file():
+            raise BadLog(f"{path} is a pipe or a device; legal are files, which are read twice, and folders")
         return [path]
     found = _inside(path, DEPTH)
     if not found:
@@ -47,14 +51,25 @@ def _inside(folder: Path, depth: int) -> list[Path]:
     for name in (STATE, PROGRESS):
         if name in names:
             return [folder / name]
-    events = [folder / name for name in names if "tfevents" in name and (folder / name).is_file()]
-    if events:
-        return events
+    if events := _events(folder):
+        return events if len(events) == 1 else [folder]  # a run that was resumed, or one whose evaluation has a file of its own: as TensorBoard sees it
     inside = [folder / name for name in names if (folder / name).is_dir() and not (folder / name).is_symlink()]
     states = [one for one in inside if one.name.startswith("checkpoint-") and (one / STATE).is_file()]
     if states:  # each holds the whole history so far
         return [max(states, key=lambda one: (one / STATE).stat().st_mtime) / STATE]
     return [found for one in inside for found in _inside(one, depth - 1)] if depth else []
+
+
+def _events(folder: Path) -> list[Path]:
+    """The event files of a folder, the oldest first: their names begin with the time."""
+    return sorted(one for one in folder.iterdir() if "tfevents" in one.name and one.is_file())
+
+
+def _read_parts(folder: Path, parts: Sequence[Path], given: Mapping[str, str]) -> Log:
+    """The log of a run that has several event files."""
+    gather = Gather(folder, given)
+    cuts = [cut for part in parts if (cut := read_events(part, gather)) is not None]
+    return gather.log(Facts(), broken=cuts[0] if cuts else None)
 
 
 def read(path: str | os.PathLike[str], columns: Sequence[str] = ()) -> Log:
@@ -64,18 +79,22 @@ def read(path: str | os.PathLike[str], columns: Sequence[str] = ()) -> Log:
     """
     file, given = Path(path), check_given(columns)
     if file.is_dir():
-        return read_folder(file, given)
+        parts = [] if (file / FILE).is_file() else _events(file)
+        return _read_parts(file, parts, given) if parts else read_folder(file, given)
     if file.name == FILE:
         return read_folder(file.parent, given)
     head = opening(file)
     if not head.strip():
         raise BadLog(f"{file} holds no records")
-    gather = Gather(file, given)
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start.startswith(b"{") and _is_page(start) and not is_events(head):
+        state = Gather(file, given, "entry")
+        return state.log(read_state(file, state))
+    gather = Gather(file, given)
     if is_events(head) or "tfevents" in file.name:
         broken = read_events(file, gather)
-    elif start.startswith(b"{") and _is_page(start):
-        return gather.log(read_state(file, gather))
+    elif ARRAY.match(start):
+        raise BadLog(f"{file}, line 1: a JSON array; legal is an object a line, JSONL (jq -c '.[]' makes one)")
     elif start.startswith(b"{"):
         broken = tables.read_jsonl(file, gather)
     else:

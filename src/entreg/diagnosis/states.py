@@ -38,7 +38,7 @@ def read_state(path: Path, gather: Gather) -> Facts:
         values = [one.get(name) for one in history]
         columns[name] = as_floats(values, lambda at, name=name: f"{path}, entry {at} of log_history: {name}")  # type: ignore[misc]
     entries = range(len(history))
-    gather.rows(columns, entries, {name: np.isnan(column) for name, column in columns.items()})
+    gather.rows(columns, entries, {name: np.array([one.get(name) is None for one in history]) for name in columns})
     planned, done = page.get("max_steps"), page.get("global_step")
     known = isinstance(planned, int) and not isinstance(planned, bool) and planned > 0
     return Facts(planned=float(planned) if known else None, finished=isinstance(done, int) and known and done >= planned)

@@ -176,11 +176,11 @@ def slope(column: Column) -> float:
 def shown(value: float) -> str:
     """A number as evidence shows it.
 
-    >>> shown(0.012345), shown(65536.0), shown(3.2e-7), shown(-0.0)
-    ('0.0123', '65536', '3.2e-07', '0')
+    >>> shown(0.012345), shown(65536.0), shown(59999.5), shown(3.2e-7), shown(-0.0)
+    ('0.0123', '65536', '60000', '3.2e-07', '0')
     """
-    if value == int(value) and abs(value) < 1e7:
-        return str(int(value))
+    if abs(value) < 1e7 and (value == int(value) or abs(value) >= 1000):
+        return str(round(value))
     return f"{value:.3g}" if math.isfinite(value) else str(value)
 
 
