@@ -236,6 +236,8 @@ def test_epsilon_in_the_logarithm():
     assert lint(loss(0.0), made, coef=0.1, family=renyi(3)) == []
     shannon = lambda logits, coef: coef * (logits.softmax(-1) * (logits.softmax(-1) + 1e-6).log()).sum(-1).mean()  # noqa: E731
     assert rules(shannon, made, coef=0.1) == ["epsilon"]
+    large = lambda logits, coef: coef * ((logits.softmax(-1) ** 2).sum(-1) + 1e-3).log().mean()  # noqa: E731
+    assert evidence(large, {"logits": batch()["logits"]}, coef=0.1, family=renyi(2)).startswith("epsilon: items count 0.99")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -20,6 +20,7 @@ from entreg.linting.heads import Categorical
 from entreg.linting.probe import Probe, Slope
 
 Entropy = Callable[[Tensor], Tensor]
+ALMOST = 0.05  # weights that differ from item to item and are all nearer to the wanted ones than that: no count does so, an epsilon of .001 does
 
 
 class Fit(NamedTuple):
@@ -77,7 +78,7 @@ def direction(probe: Probe, term: Slope, exact: Slope, tolerance: float) -> tupl
         return None, None
     if (other := _other_entropy(probe, unexplained, tolerance)) is not None:
         return other
-    evidence = f"{found:.2%} of the squared gradient is not along the entropy's, and no other temperature, family or dimension explains it"
+    evidence = f"{100 * found:.2g} % of the squared gradient is not along the entropy's, and no other temperature, family or dimension explains it"
     return finding("entropy", "fail", evidence), None
 
 
@@ -146,7 +147,8 @@ def aggregation(probe: Probe, term: Slope, exact: Slope, tolerance: float) -> Fi
     if (other := _by_length(probe, term, tolerance**2)) is not None:
         return other
     ratio = (found.weights / wanted)[known & (wanted != 0)]
-    return finding("aggregation", "warn", f"items count {float(ratio.min()):.4g} to {float(ratio.max()):.4g} times what they should")
+    rule = "epsilon" if float((ratio - 1).abs().max()) <= ALMOST else "aggregation"
+    return finding(rule, "warn", f"items count {float(ratio.min()):.4g} to {float(ratio.max()):.4g} times what they should")
 
 
 def _proportion(weights: Tensor, wanted: Tensor, known: Tensor, tolerance: float) -> float | None:
