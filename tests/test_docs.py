@@ -4,6 +4,7 @@ import ast
 import os
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -83,6 +84,27 @@ def test_every_python_block_is_an_example_that_the_tests_run(page):
             assert (included[1], included[2] or "") in sections | whole, block
         else:
             assert block in (sections | whole).values(), f"{page.name}: not a part of examples/*.py between `# --8<-- [start:name]` and `[end:name]`:\n{block}"
+
+
+def commands(page):
+    """The lines of `entreg ...` in the blocks of a page, as words; those with `...` are patterns, not commands."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    words = [shlex.split(line.partition(";")[0], comments=True)[1:] for line in lines if line.startswith("entreg ")]
+    return [one for one in words if "..." not in one]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_of_a_page_is_understood(page, monkeypatch, capsys):
+    """Nothing is trained: recipes say what they would run, of other verbs the words are read."""
+    monkeypatch.chdir(ROOT)
+    for words in commands(page):
+        if words[0] not in ("train", "sweep"):
+            cli._parser().parse_args(words)
+        elif len(words) > 1 and "--help" not in words and "--resume" not in words:
+            if find_spec("trl") is None and words[1] in ("sft", "grpo", "dpo", "rlhf", "decode"):
+                continue
+            assert cli.main([*words, "--print-config"]) == 0, (words, capsys.readouterr().err)
 
 
 def test_every_page_is_on_the_site():
