@@ -46,7 +46,7 @@ def patience(steps: int) -> dict[str, int]:
 
 
 class Watcher:
-    """The guard of a run's records: a collapse becomes an event and, unless the run is quiet, a line on stderr; with "stop" the run is told to end."""
+    """The guard of a run's records: a collapse and a rescue become events and, unless the run is quiet, lines on stderr; with "stop" the run is told to end."""
 
     def __init__(self, run: Run, rules: Sequence[Rule], action: Action, members: int) -> None:
         self.run, self.stops = run, action == "stop"
@@ -57,13 +57,17 @@ class Watcher:
         """Take in a member's record: `marginal` and `conditional` of the row, and a policy's entropy and reward."""
         if (over := row.get("rescued", 0.0)) != self.handed[member]:
             self.handed[member] = over
-            self.run.event(step, "rescue", f"a target controller has taken over the coefficient of member {member}")
+            now = "".join(f", {words} {row[name]:.3g}" for name, words in (("coef", "which is"), ("entropy/target", "to hold")) if over and name in row)
+            self._say(step, "rescue", f"a target controller has taken over the coefficient of member {member} by step {step}{now}")
         for alarm in self.guard.look(step, marginal=row.get("marginal"), conditional=row.get("conditional"), entropy=entropy, reward=reward, member=member):
-            self.run.event(step, "collapse", str(alarm))
-            if not self.run.settings.quiet:
-                warn(str(alarm))
+            self._say(step, "collapse", str(alarm))
             if self.stops:
                 self.run.stop("collapse")
+
+    def _say(self, step: int, name: str, text: str) -> None:
+        self.run.event(step, name, text)
+        if not self.run.settings.quiet:
+            warn(text)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on from."""

@@ -64,6 +64,18 @@ def test_a_rescue_takes_over_and_a_resumed_run_is_the_uninterrupted_one(tmp_path
     assert_same(final_state(resumed.folder), final_state(whole.folder))
 
 
+def test_a_rescue_says_once_what_it_did(tmp_path, capsys):
+    run = Run(RunSettings(out=tmp_path))
+    run.start("a2c", "toy", {}, members=[{"member": 0}, {"member": 1}], total=9)
+    watcher = PolicyWatcher(run, "rescue", 2.0, 2, records=20, updates=20, because="")
+    with run:
+        for step, over in enumerate((0.0, 1.0, 1.0)):
+            watcher.see(step, 1, {"entropy": 0.5, "return": 1.0, "rescued": over, "coef": 0.1034, "entropy/target": 0.173})
+    said = "a target controller has taken over the coefficient of member 1 by step 1, which is 0.103, to hold 0.173"
+    assert capsys.readouterr().err.count(said) == 1
+    assert [line["message"] for line in read_records(run.folder).lines if line.get("event") == "rescue"] == [said]
+
+
 def test_masked_actions_count_by_their_share(tmp_path):
     run = Run(RunSettings(out=tmp_path, quiet=True))
     run.start("a2c", "toy", {}, members=[{"member": 0}], total=9)
