@@ -141,3 +141,29 @@ def test_watching_a_log_that_is_not_there_yet(tmp_path, capsys):
 
     assert command.run([str(tmp_path / "run")], watch=1.0, as_json=True, wait=wait) == 1
     assert "cannot be read" in looks[0].err and json.loads(looks[1].out)["rule"] == "collapsed"
+
+
+@pytest.mark.parametrize(("last", "status"), [("ill", 1), ("well", 0)])
+def test_watching_says_a_finding_again_once_it_was_over(tmp_path, capsys, last, status):
+    path, looks, states = tmp_path / "x.jsonl", [], {"ill": collapse(40), "well": healthy(41)}
+    turns = ["ill", "ill", "well", "ill", last]
+
+    def show(turn):
+        rows = states[turn] if len(looks) != 1 else [*states[turn], {"step": 41, "return": 9.0}]  # the same, one line longer
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "\n" * len(looks))
+
+    def wait(_):
+        looks.append(capsys.readouterr().out.count("fail collapsed"))
+        if len(looks) == len(turns):
+            raise KeyboardInterrupt
+        show(turns[len(looks)])
+
+    show(turns[0])
+    assert command.run([str(path)], watch=1.0, wait=wait) == status
+    assert looks == [1, 0, 0, 1, 0]
+
+
+def test_a_bad_log_outranks_a_finding(tmp_path, capsys):
+    (tmp_path / "bad.csv").write_bytes(b"step,loss\n1,2\n")
+    status, out, _ = diagnose(capsys, write(tmp_path / "run", collapse(40)), tmp_path / "bad.csv")
+    assert status == 2 and "fail collapsed" in out

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -114,7 +115,31 @@ def test_trainer_state_as_transformers_writes_it(tmp_path):
     state.save_to_json(str(tmp_path / "checkpoint-40" / "trainer_state.json"))
     log = read(logs_of(tmp_path)[0])
     check(log)
-    assert (log.traces[0].facts.host, log.traces[0].facts.planned, log.traces[0].done) == ("trl", 80.0, 0.5)
+    facts = log.traces[0].facts
+    assert (facts.host, facts.planned, facts.finished, log.traces[0].done) == ("trl", 80.0, False, 0.5)
+    state.max_steps = 40
+    state.save_to_json(str(tmp_path / "checkpoint-40" / "trainer_state.json"))
+    (tmp_path / "checkpoint-5").mkdir()  # each holds the whole history so far: the newest is enough
+    state.save_to_json(str(tmp_path / "checkpoint-5" / "trainer_state.json"))
+    os.utime(tmp_path / "checkpoint-5" / "trainer_state.json", (1, 1))
+    assert logs_of(tmp_path) == [tmp_path / "checkpoint-40" / "trainer_state.json"]
+    assert read(logs_of(tmp_path)[0]).traces[0].facts.finished is True
+
+
+def test_a_run_that_was_stopped_is_finished(tmp_path):
+    write_jsonl(tmp_path / "records.jsonl", rows(entropy=ENTROPY))
+    (tmp_path / "config.json").write_text("{}")
+    assert read(tmp_path).traces[0].facts.finished is None
+    write_jsonl(tmp_path / "records.jsonl", [*rows(entropy=ENTROPY), {"step": 40, "event": "stopped", "message": "SIGINT"}])
+    assert read(tmp_path).traces[0].facts.finished is True
+
+
+def test_a_folder_of_very_many_logs_is_refused(tmp_path):
+    for index in range(257):
+        (tmp_path / f"{index}").mkdir()
+        (tmp_path / f"{index}" / "progress.csv").touch()
+    with pytest.raises(BadLog, match="holds 257 logs; legal are 256 at once"):
+        logs_of(tmp_path)
 
 
 def test_the_console_of_verl(tmp_path):
@@ -222,6 +247,10 @@ def test_sac_of_stable_baselines3_logs_no_entropy_but_the_gap_to_its_target(tmp_
     )
     np.testing.assert_allclose(column(log, "gap").value, gap, rtol=1e-6)
     assert log.traces[0].facts.host == "stable-baselines3 SAC"
+    near = np.linspace(0.5, 1.5, 40)  # where log coef is almost 0 the logged loss says nothing of the gap
+    table = rows(train__ent_coef=near, train__ent_coef_loss=np.log(near) * gap + 0.01, train__actor_loss=gap)
+    step, value = column(read(write_csv(tmp_path / "progress.csv", table)), "gap")
+    assert len(step) < 36 and abs(value - gap[step.astype(int) - 1]).max() < 0.11
 
 
 # -------------------------------------------------------------------- bounded memory

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from entreg.diagnosis import DEFAULT_RULES, judge, read
-from entreg.diagnosis.traces import Column, Facts, Trace
+from entreg.diagnosis.traces import Column, Facts, Trace, scale
 
 RUNS = Path(__file__).parent / "recorded"
 STEP = np.arange(100.0)
@@ -92,6 +92,7 @@ def made(facts=None, **columns):
 RISING = STEP * 2 + 10
 STUCK = np.minimum(STEP, 50)
 TURN = np.where(STEP % 10 < 5, 1.0, -1.0)
+SLOW, SLOWER = (np.where(STEP // every % 2 == 0, 1.0, -1.0) for every in (17, 22))  # in the last two thirds four turns, and three
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,19 @@ TURN = np.where(STEP % 10 < 5, 1.0, -1.0)
         (made(coef=1e-3 * np.exp(STEP / 10)), ["runaway"]),
         (made(coef=1e-3 * np.exp(STEP / 10), entropy=0.2, target=0.5), ["runaway"]),
         (made(coef=1e-3 * np.exp(np.minimum(STEP, 60) / 10)), []),
+        # three crossings are too few; swings that end or calm down are none
+        (made(coef=0.1 + 0.05 * SLOW, entropy=0.5 + 0.2 * SLOW, target=0.5), ["oscillating"]),
+        (made(coef=0.1 + 0.05 * SLOWER, entropy=0.5 + 0.2 * SLOWER, target=0.5), []),
+        (made(coef=0.1 - STEP / 2000, entropy=np.where(STEP < 60, 0.5 + 0.2 * TURN, 0.5 + (STEP - 60) / 100), target=0.5), []),
+        (made(coef=0.1 + 0.05 * TURN, entropy=0.5 + np.where(STEP < 66, 1.0, 0.15) * TURN, target=0.5), []),
+        # a fall that meets 5 % only long after the log is left alone, and so is a run that has hardly begun or an entropy that still moves
+        (made(share=0.5 * np.exp(-STEP / 50), reward=10 + STEP % 2, facts=Facts(planned=1e4)), ["collapsing"]),
+        (made(share=0.5 * np.exp(-STEP / 150), reward=10 + STEP % 2, facts=Facts(planned=1e4)), []),
+        (made(share=0.97, grad_share=0.5, reward=10 + STEP % 2, facts=Facts(planned=200.0)), ["exploded"]),
+        (made(share=0.97, grad_share=0.5, reward=10 + STEP % 2, facts=Facts(planned=400.0)), []),
+        (made(coef=0.1, share=0.6 - STEP / 500, grad_share=0.2, reward=STUCK, facts=Facts(planned=100.0, best=200.0)), []),
         # classes of the mean prediction
+        (made(classes=0.55), []),
         (made(classes=np.exp(-STEP / 50)), ["marginal_collapse"]),
         (made(classes=0.8), []),
         (made(marginal=2.3 - STEP / 50), ["marginal_collapse"]),
@@ -160,6 +173,14 @@ TURN = np.where(STEP % 10 < 5, 1.0, -1.0)
 )
 def test_known_answers(trace, found):
     assert names(trace) == found
+
+
+def test_of_what_entropy_is_a_share():
+    def words(start, host=""):
+        return scale(made(entropy=start * np.exp(-STEP / 50), facts=Facts(host=host))).words
+
+    assert [words(np.log(n)) for n in (2, 20, 21)] == ["of log 2, where it began", "of log 20, where it began", "of the highest seen"]
+    assert words(np.log(2), "trl") == words(0.68) == "of the highest seen"
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
