@@ -15,11 +15,19 @@ from entreg.targets import fraction_of_max
 STEPS = 16_384
 
 
+def whole(path):
+    """Whether a checkpoint is: the host writes in place, and a kill tears the newest. The networks inside are zips too, with an end of their own."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "data" in archive.namelist() and archive.testzip() is None
+    except zipfile.BadZipFile:
+        return False
+
+
 def train(folder, steps=STEPS):
     """Goes on with the newest checkpoint of `folder`, or begins; gives the model."""
     environments = make_vec_env("CartPole-v1", n_envs=4, seed=0)
-    whole = filter(zipfile.is_zipfile, Path(folder).glob("*.zip"))  # the host writes in place: a kill may have torn the newest
-    saved = sorted(whole, key=lambda path: int(path.stem.split("_")[-2]))
+    saved = sorted(filter(whole, Path(folder).glob("*.zip")), key=lambda path: int(path.stem.split("_")[-2]))
     if saved:
         model = PPO.load(saved[-1], env=environments, device="cpu")
         print(f"goes on at step {model.num_timesteps} with coefficient {model.ent_coef:.5f}", flush=True)
