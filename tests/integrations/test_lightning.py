@@ -110,7 +110,7 @@ def test_the_controller_sees_what_the_module_logs(tmp_path, log):
         expected.append(rule.coef(state))
         state = rule.update(state, Observed(entropy))
     assert module.used == pytest.approx(expected, rel=1e-6) and control.state_dict()["step"] == 8
-    assert float(one.callback_metrics["entreg/coef"]) == pytest.approx(module.used[-1]) and float(one.callback_metrics["entreg/target"]) == 0.5
+    assert float(one.callback_metrics["entreg/coef"]) == pytest.approx(module.used[-1]) and float(one.callback_metrics["entreg/entropy/target"]) == 0.5
 
 
 def test_one_step_an_optimizer_step_on_the_mean_of_its_micro_batches(tmp_path):

@@ -39,7 +39,7 @@ class EntropyControl(Callback):  # type: ignore[misc]
     `coef` may lead into a submodule ("policy.entropy_coef"); a number or a buffer of one element. `signals` names what else the controller reads, by the names
     under which it is logged: {"reward": "val/return"}; `progress` is known. `max_entropy` and `action_dim` are what targets by name need, a schedule without
     `steps` ends with the run, TargetEntropy takes .03 for a missing `lr` and the module's own coefficient for a missing `init_coef`. `sense` "minimize" where
-    the module ADDS coef times entropy. Logged: `entreg/coef` (the one that was used), `entreg/target`.
+    the module ADDS coef times entropy. Logged: `entreg/coef` (the one that was used), `entreg/entropy/target`.
 
     Raises: `ValueError` when training starts for another version, a module without that attribute, a target out of reach, a checkpoint without a controller;
     `RuntimeError` in the first training step where the module does not log the entropy, or never reads the attribute: it would ignore the controller.
@@ -96,7 +96,7 @@ class EntropyControl(Callback):  # type: ignore[misc]
         signals.setdefault("progress", min(1.0, trainer.global_step / trainer.estimated_stepping_batches))
         pl_module.log("entreg/coef", self.bridge.coef, on_step=True, on_epoch=False)
         if self.bridge.target is not None:
-            pl_module.log("entreg/target", self.bridge.target, on_step=True, on_epoch=False)
+            pl_module.log("entreg/entropy/target", self.bridge.target, on_step=True, on_epoch=False)
         if not (targets.needs(self.bridge.controller) & set(self._signals)) - set(signals):  # a signal of validation comes with the first one
             self.bridge.step(**signals)
         self._values.clear()
