@@ -94,16 +94,25 @@ def test_a_pipe_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="permissions are POSIX")
-def test_no_permission(tmp_path):
+@pytest.mark.parametrize(("path", "said"), [("log.csv", "log.csv"), (".", "shut/")])
+def test_no_permission(tmp_path, path, said):
     (tmp_path / "log.csv").write_bytes(junk.GOOD["log.csv"])
     (tmp_path / "log.csv").chmod(0)
-    look = "command.run(['log.csv'])"  # twice: nobody may not be allowed to read the interpreter's own modules either
+    for name, mode in (("open", 0o755), ("shut", 0o000)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "progress.csv").write_bytes(junk.GOOD["log.csv"])
+        (tmp_path / name).chmod(mode)
+    look = f"command.run(['{path}'])"  # twice: nobody may not be allowed to read the interpreter's own modules either
     code = f"import os, sys; from entreg.diagnosis import command; {look}; os.geteuid() or os.seteuid(65534); sys.exit({look})"
     tmp_path.chmod(0o755)
     ended = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, text=True, capture_output=True, check=False
     )
-    assert ended.returncode == 2 and ended.stderr.endswith("entreg: log.csv: cannot be read (Permission denied)\n")
+    (tmp_path / "shut").chmod(0o755)
+    assert ended.returncode == 2 and ended.stderr.splitlines()[-1].startswith(f"entreg: {said}")
+    assert ended.stderr.endswith("cannot be read (Permission denied)\n")
+    if path == ".":
+        assert ended.stdout.splitlines()[-2].startswith("open/progress.csv")
 
 
 def test_one_bad_log_among_good_ones_does_not_hide_their_findings(tmp_path, capsys):

@@ -45,6 +45,13 @@ def logs_of(path: Path) -> list[Path]:
 
 
 def _inside(folder: Path, depth: int) -> list[Path]:
+    try:
+        return _logs_in(folder, depth)
+    except PermissionError:  # reading it says so, and the logs beside it are read
+        return [folder]
+
+
+def _logs_in(folder: Path, depth: int) -> list[Path]:
     if (folder / FILE).is_file():
         return [folder]
     names = sorted(one.name for one in folder.iterdir())
