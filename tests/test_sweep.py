@@ -14,14 +14,16 @@ from scipy import stats
 from entreg import cli, report, sweep
 from entreg.recipes import fixmatch, ppo, sft
 from entreg.report import data, plots
-from entreg.run import Run, RunSettings
+from entreg.record import Recorder
+from entreg.run import Run, RunSettings, Summary
 from entreg.statistics import tail
 from entreg.sweep import choice, page
 from entreg.sweep.options import Options
 from entreg.sweep.plan import Setting, make
 from entreg.sweep.store import Store
-from entreg.sweep.work import Worker
+from entreg.sweep.work import Worker, measured, result_of
 
+OPTUNA = {"tpe": {"sampler": "tpe"}, "random": {"sampler": "random", "pruner": "hyperband"}, "grid": {"pruner": "median"}}
 TINY = ("--steps", "256", "--environments", "2", "--rollout", "32", "--hidden", "8", "--eval-episodes", "2", "--quiet")
 
 
@@ -207,6 +209,26 @@ def test_a_sampled_trial_is_a_setting_with_all_its_seeds_and_its_value_their_int
         assert trial.value == pytest.approx(stats.trim_mean(scores, 0.25)) and plan.span[0] <= trial.params["coef"] <= plan.span[1]
 
 
+def test_samplers_and_pruners_are_optunas(tmp_path):
+    made = {name: Store(plan_of(tmp_path / name, **how), str(tmp_path / f"{name}.log"), beat=10)._optuna_study(0) for name, how in OPTUNA.items()}
+    kinds = {name: (type(study.sampler).__name__, type(study.pruner).__name__) for name, study in made.items()}
+    assert kinds == {"tpe": ("TPESampler", "NopPruner"), "random": ("RandomSampler", "HyperbandPruner"), "grid": ("RandomSampler", "MedianPruner")}
+    assert plan_of(tmp_path, pruner="median").settings.eval_every == 1 and plan_of(tmp_path).settings.eval_every is None  # ten evaluations of ten steps
+
+
+def test_a_result_has_the_last_figures_and_a_run_that_broke_off_has_none(tmp_path):
+    row = {"score": 1.0, "entropy": 0.5, "curve": [(1, 1.0)], "classes": 2, "folder": "x", "member": 0, "seed": 3}
+    assert result_of([row | {"stopped": None}])["entropies"] == {"3": 0.5} and result_of([row | {"stopped": "pruned"}])["pruned"] is True
+    assert result_of([row | {"stopped": "collapse"}]) == {"error": "stopped: collapse"}
+    _, store, _, _, _ = finished(tmp_path)
+    assert {entropy for trial in store.current().values() for entropy in trial.user_attrs["entropies"].values()} == {0.1}
+    folder = tmp_path / "broken"
+    with Recorder(folder) as recorder:
+        recorder.log(1, **{"eval/return": 1.0})
+        recorder.log(2, **{"eval/return": float("nan")})
+    assert "eval/return is" in measured(plan_of(tmp_path), Summary(folder, 2, None, {}), 1)[0]["error"]
+
+
 def test_random_settings_do_not_depend_on_who_trains_them(tmp_path):
     coefs = []
     for name in ("a", "b"):
@@ -224,6 +246,13 @@ def test_a_pruner_stops_what_falls_behind_and_it_is_not_chosen(tmp_path):
     assert states[:5] == ["COMPLETE"] * 5 and "PRUNED" in states[5:]
     picked = page.write(plan, store, folder, "entreg sweep toy", [])
     assert picked.best.setting.coef == 0.01 and any("were pruned" in text for _, text in picked.lines)
+
+
+def test_an_unlucky_seed_does_not_prune_the_best_setting(tmp_path):
+    """Seeds differ more than settings here: alone, the best setting's first seed is below the median of the second best's."""
+    plan, store, folder, _, _ = finished(tmp_path, pruner="median", points=8, seeds=5, coef_range=(1e-3, 1e4))
+    assert len(store.current()) == 8 and "PRUNED" in {trial.state.name for trial in store.current().values()}
+    assert page.write(plan, store, folder, "entreg sweep toy", []).best.setting.coef == 0.01
 
 
 # ---------------------------------------------------------------- the choice
@@ -274,6 +303,13 @@ def test_less_is_better_where_it_is_and_few_seeds_give_no_verdict(tmp_path):
     found = choice.choose([cell([5, 6, 7, 8], 0.1), cell([1, 2, 3, 4], 0.2)], plan)
     assert plan.sense == -1 and found.best.setting.coef == 0.2 and len(found.unknown) == 1
     assert found.lines[1][1].startswith("No verdict") and choice.choose([], plan) is None
+
+
+def test_many_comparisons_are_made_together(tmp_path, monkeypatch):
+    levels = []
+    monkeypatch.setattr(choice, "verdict", lambda *given: levels.append(given[-1]) or "better")
+    choice.choose([cell(NOISE[0] + coef, coef) for coef in range(1, 6)], plan_of(tmp_path))
+    assert levels == pytest.approx([1 - 0.05 / 4] * 4)
 
 
 def test_a_setting_that_lacks_seeds_is_not_chosen_while_others_are_whole(tmp_path):

@@ -120,7 +120,13 @@ class Plan:
         every = tuple(range(self.settings.seed, self.settings.seed + self.seeds))
         if self.sampler != "grid":
             return (Trial(None, every),) * self.trials_wanted
-        return tuple(Trial(setting, (seed,)) for family in self.families for setting in self._settings(family) for seed in every)
+        settings = [setting for family in self.families for setting in self._settings(family)]
+        return tuple(Trial(setting, seeds) for setting in settings for seeds in ([(seed,) for seed in every] if self.by_seed else [every]))
+
+    @property
+    def by_seed(self) -> bool:
+        """Whether a trial has one seed. Under a pruner it has all of a setting's where they can be trained together: an unlucky seed must not end the best."""
+        return self.sampler == "grid" and (self.pruner == "none" or not self.several)
 
     def _settings(self, family: str) -> list[Setting]:
         with_hole = [Setting(rule, coef, family) for rule in self.rules if HOLE.search(rule) for coef in self.coefs]
@@ -130,7 +136,7 @@ class Plan:
     @cached_property
     def jobs(self) -> tuple[tuple[int, ...], ...]:
         """The trials (by number) that are trained together; a pruner decides about single trials."""
-        if self.sampler != "grid" or self.pruner != "none" or not self.several:
+        if not self.by_seed or self.pruner != "none" or not self.several:
             return tuple((index,) for index in range(len(self.trials)))
         found, first = [], 0
         for family in self.families:
