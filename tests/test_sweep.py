@@ -13,8 +13,8 @@ from scipy import stats
 
 from entreg import cli, report, sweep
 from entreg.recipes import fixmatch, ppo, sft
-from entreg.report import data, plots
 from entreg.record import Recorder
+from entreg.report import data, plots
 from entreg.run import Run, RunSettings, Summary
 from entreg.statistics import tail
 from entreg.sweep import choice, page
