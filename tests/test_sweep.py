@@ -218,10 +218,11 @@ def test_random_settings_do_not_depend_on_who_trains_them(tmp_path):
     assert coefs[0] == coefs[1] and len(set(coefs[0].values())) == 4
 
 
-def test_a_pruner_stops_what_falls_behind_and_it_is_not_chosen(tmp_path):
-    plan, store, folder, _, _ = finished(tmp_path, pruner="median", coef_range=(1e-2, 1e6), points=8, seeds=2)
+@pytest.mark.parametrize(("pruner", "warming"), [("median", 5), ("hyperband", 1)])  # how many trials run to their end before any is judged
+def test_a_pruner_stops_what_falls_behind_and_it_is_not_chosen(tmp_path, pruner, warming):
+    plan, store, folder, _, _ = finished(tmp_path, pruner=pruner, coef_range=(1e-2, 1e6), points=8, seeds=2)
     states = [trial.state.name for _, trial in sorted(store.current().items())]
-    assert states[:5] == ["COMPLETE"] * 5 and "PRUNED" in states[5:]
+    assert states[:warming] == ["COMPLETE"] * warming and "PRUNED" in states[warming:]
     picked = page.write(plan, store, folder, "entreg sweep toy", [])
     assert picked.best.setting.coef == 0.01 and any("were pruned" in text for _, text in picked.lines)
 
