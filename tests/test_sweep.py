@@ -118,7 +118,8 @@ def test_jobs_are_populations_of_one_family_with_whole_settings(tmp_path):
         assert len({plan.trials[index].setting.family for index in job}) == 1
         assert len(job) == 8 * len({plan.trials[index].setting for index in job})
     assert [len(job) for job in plan_of(tmp_path, seeds=50).jobs] == [50] * 4
-    assert {len(job) for job in plan_of(tmp_path, pruner="median").jobs} == {1}
+    pruned = plan_of(tmp_path, pruner="median")
+    assert [trial.seeds for trial in pruned.trials] == [(0, 1, 2, 3, 4)] * 4 and pruned.jobs == ((0,), (1,), (2,), (3,))
 
 
 def test_a_recipe_without_populations_gets_one_run_a_setting_and_seed(tmp_path):

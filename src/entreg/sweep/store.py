@@ -140,7 +140,7 @@ class Store:
         found: dict[str, BaseDistribution] = {"rule": CategoricalDistribution(plan.rules), "family": CategoricalDistribution(plan.families)}
         if plan.span is not None and HOLE.search(rule):
             found["coef"] = FloatDistribution(*plan.span, log=True)
-        if plan.sampler == "grid":
+        if plan.by_seed:
             found["seed"] = IntDistribution(plan.settings.seed, plan.settings.seed + plan.seeds - 1)
         return found
 
