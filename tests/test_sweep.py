@@ -226,6 +226,9 @@ def test_a_pruner_stops_what_falls_behind_and_it_is_not_chosen(tmp_path, pruner,
     assert states[:warming] == ["COMPLETE"] * warming and "PRUNED" in states[warming:]
     picked = page.write(plan, store, folder, "entreg sweep toy", [])
     assert picked.best.setting.coef == 0.01 and any("were pruned" in text for _, text in picked.lines)
+    for plot in page.plots(plan, choice.cells(page.results_of(plan, store.current()))):
+        assert sum(len(series["x"]) for series in plot["series"]) == states.count("COMPLETE") * (2 if plot.get("kind") == "scatter" else 1)
+        assert plot["caption"].endswith("Settings that were pruned are left out.")
 
 
 # ---------------------------------------------------------------- the choice
