@@ -6,7 +6,8 @@ import math
 import pytest
 
 from entreg.bridge import Bridge
-from entreg.control import Observed
+from entreg.control import Observed, TargetEntropy
+from entreg.guard import Guarded, Rule
 from tests.controller_cases import ROWS
 
 
@@ -48,6 +49,16 @@ def test_a_host_without_a_measurement_is_refused_and_keeps_its_coefficient(row):
         with pytest.raises(ValueError, match=r"entropy=(nan|None); legal: a finite number"):
             bridge.step()
     assert (bridge.state_dict(), host.coef, bridge.coef) == (before, "untouched", coef)
+
+
+def test_a_guarded_controllers_target_is_that_of_the_one_in_charge():
+    host = Host()
+    rule = Rule("marginal", math.log(10), patience=1)
+    bridge = host.bridge(Guarded(TargetEntropy(1.0, lr=0.1, init_coef=0.1), rule, TargetEntropy(2.2, lr=0.1, init_coef=0.5)))
+    assert bridge.target == 1.0
+    host.entropy = 0.1
+    bridge.step()
+    assert bridge.target == 2.2 and host.coef > 0.5
 
 
 def test_a_number_is_a_controller_and_its_target_is_none():

@@ -500,3 +500,14 @@ def test_a_twin_has_every_coefficient_of_an_entropy_at_zero():
     groups = digest({"members": members}, [{"step": 1, "member": 0, "accuracy": 1.0}]).groups
     assert [group.baseline for group in groups] == [True, False, False]
     assert [verdict.twin_of(group, groups) for group in groups] == [None, groups[0], groups[0]]
+
+
+def test_what_the_guard_saw_and_did_is_in_the_verdict():
+    told = [("collapse", f"collapse of member {member} at step 60: entropy 0.1; a target") for member in (0, 2)]
+    told += [("rescue", "a target controller has taken over the coefficient of member 1"), ("resumed", "from step 40")]
+    events = [{"step": 60, "event": event, "message": message} for event, message in told]
+    rows = [{"step": step, "member": 0, "accuracy": 0.5} for step in (50, 100)]
+    tones = {line.text: line.tone for line in verdict.lines(digest({}, [*rows, *events]))}
+    assert tones["The guard spoke twice, first: collapse of member 0 at step 60: entropy 0.1; a target."] == "bad"
+    assert tones["Rescued: a target controller has taken over the coefficient of member 1."] == "plain"
+    assert not any("guard" in text or "Rescued" in text for text in (line.text for line in verdict.lines(digest({}, rows))))

@@ -120,7 +120,8 @@ def test_jobs_are_populations_of_one_family_with_whole_settings(tmp_path):
         assert len({plan.trials[index].setting.family for index in job}) == 1
         assert len(job) == 8 * len({plan.trials[index].setting for index in job})
     assert [len(job) for job in plan_of(tmp_path, seeds=50).jobs] == [50] * 4
-    assert {len(job) for job in plan_of(tmp_path, pruner="median").jobs} == {1}
+    pruned = plan_of(tmp_path, pruner="median")
+    assert [trial.seeds for trial in pruned.trials] == [(0, 1, 2, 3, 4)] * 4 and pruned.jobs == ((0,), (1,), (2,), (3,))
 
 
 def test_a_recipe_without_populations_gets_one_run_a_setting_and_seed(tmp_path):
@@ -240,12 +241,16 @@ def test_random_settings_do_not_depend_on_who_trains_them(tmp_path):
     assert coefs[0] == coefs[1] and len(set(coefs[0].values())) == 4
 
 
-def test_a_pruner_stops_what_falls_behind_and_it_is_not_chosen(tmp_path):
-    plan, store, folder, _, _ = finished(tmp_path, pruner="median", coef_range=(1e-2, 1e6), points=8, seeds=2)
+@pytest.mark.parametrize(("pruner", "warming"), [("median", 5), ("hyperband", 1)])  # how many trials run to their end before any is judged
+def test_a_pruner_stops_what_falls_behind_and_it_is_not_chosen(tmp_path, pruner, warming):
+    plan, store, folder, _, _ = finished(tmp_path, pruner=pruner, coef_range=(1e-2, 1e6), points=8, seeds=2)
     states = [trial.state.name for _, trial in sorted(store.current().items())]
-    assert states[:5] == ["COMPLETE"] * 5 and "PRUNED" in states[5:]
+    assert states[:warming] == ["COMPLETE"] * warming and "PRUNED" in states[warming:]
     picked = page.write(plan, store, folder, "entreg sweep toy", [])
     assert picked.best.setting.coef == 0.01 and any("were pruned" in text for _, text in picked.lines)
+    for plot in page.plots(plan, choice.cells(page.results_of(plan, store.current()))):
+        assert sum(len(series["x"]) for series in plot["series"]) == states.count("COMPLETE") * (2 if plot.get("kind") == "scatter" else 1)
+        assert plot["caption"].endswith("Settings that were pruned are left out.")
 
 
 def test_an_unlucky_seed_does_not_prune_the_best_setting(tmp_path):

@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from entreg.control import Controller, Observed, as_controller, current_target, pack, unpack
+from entreg.guard import Guarded
+
+SENSES = {"maximize": 1, "minimize": -1}
 
 
 class Bridge:
@@ -30,10 +33,10 @@ class Bridge:
         *,
         sense: Literal["maximize", "minimize"] = "maximize",
     ) -> None:
-        if sense not in ("maximize", "minimize"):
+        if sense not in SENSES:
             raise ValueError(f"sense={sense!r}; legal: 'maximize' or 'minimize'")
         self.controller = as_controller(controller)
-        self._read, self._write, self._sense = read, write, 1 if sense == "maximize" else -1
+        self._read, self._write, self._sense = read, write, SENSES[sense]
         self._set(self.controller.init())
 
     def _set(self, state: Any) -> None:
@@ -48,7 +51,7 @@ class Bridge:
     @property
     def target(self) -> float | None:
         """The entropy that the controller wants now, nats; None where it has no single target."""
-        return current_target(self.controller, self._state)
+        return self.controller.target(self._state) if isinstance(self.controller, Guarded) else current_target(self.controller, self._state)
 
     def state_dict(self) -> dict[str, Any]:
         """The controller's state as plain JSON numbers."""

@@ -210,6 +210,7 @@ def hold(folder: Path) -> int | None:
 
 
 def warn(text: str) -> None:
-    """One line on stderr; a stderr that is gone (a closed terminal) is no reason to stop."""
+    """One line on stderr, control characters of foreign names spelled out; a stderr that is gone (a closed terminal) is no reason to stop."""
+    line = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
     with contextlib.suppress(OSError, ValueError):
-        print(f"entreg: {text}", file=sys.stderr, flush=True)
+        print(f"entreg: {line}", file=sys.stderr, flush=True)

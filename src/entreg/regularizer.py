@@ -1,4 +1,5 @@
-"""EntropyRegularizer: entropies in, a loss term out, and a controller that sets its coefficient. The one stateful object of the library.
+"""EntropyRegularizer: entropies in, a loss term out, and a controller that sets its coefficient. The one stateful object of the library:
+a `Bridge` of which the host is a window of tensors.
 
 Entropies are nats of any shape (*), one per item (state, token, sample); a window is what is called between two `step()`s: one batch, or the micro-batches of a
 gradient accumulation. It is kept as a sum and a weight, never as a mean, so that micro-batches and ranks of unequal length add up to the full batch.
@@ -14,11 +15,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from entreg.control import Controller, Observed, as_controller, current_target, pack, unpack
-from entreg.guard import Guarded
+from entreg.bridge import SENSES, Bridge
+from entreg.control import Controller
 from entreg.schedules import positive
-
-SENSES = {"maximize": 1, "minimize": -1}
 
 
 class Term(NamedTuple):
@@ -59,15 +58,12 @@ class EntropyRegularizer:
         all_reduce: Callable[[Tensor], Tensor] | None = None,
         lag: int = 0,
     ) -> None:
-        if sense not in SENSES:
-            raise ValueError(f"sense={sense!r}; legal: 'maximize' or 'minimize'")
         if lag not in (0, 1):
             raise ValueError(f"lag={lag!r}; legal: 0 or 1")
-        self.controller = as_controller(controller)
-        self.sense, self._all_reduce, self._lag = SENSES[sense], all_reduce, lag
-        self._state = self.controller.init()
-        self.coef: float = self.controller.coef(self._state)
-        self.entropy = math.nan
+        self.coef = self.entropy = self._mean = math.nan
+        self._all_reduce, self._lag = all_reduce, lag
+        self.bridge = Bridge(controller, self._measured, self._weigh, sense=sense)
+        self.controller, self.sense = self.bridge.controller, SENSES[sense]
         self._total: Tensor | float = 0.0
         self._weight: Tensor | float = 0.0
         self._late: tuple[Tensor, torch.cuda.Event | None] | None = None
@@ -146,28 +142,33 @@ class EntropyRegularizer:
         self._update(total, weight, signals)
 
     def _update(self, total: float, weight: float, signals: Mapping[str, float]) -> None:
-        entropy = total / weight if weight > 0 else math.nan
-        state = self.controller.update(self._state, Observed(entropy, self.sense, **signals))
-        self._state, self.coef, self.entropy = state, self.controller.coef(state), entropy
+        self._mean = total / weight if weight > 0 else math.nan
+        self.bridge.step(**signals)
+        self.entropy = self._mean
+
+    def _measured(self) -> float:
+        return self._mean
+
+    def _weigh(self, coef: float) -> None:
+        self.coef = coef
 
     @property
     def target(self) -> float | None:
         """The entropy that the controller wants now, nats; None where it has no single target."""
-        return self.controller.target(self._state) if isinstance(self.controller, Guarded) else current_target(self.controller, self._state)
+        return self.bridge.target
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `step()` depends on, as plain JSON numbers: the controller's state, the open window, the late one."""
         late = None if self._late is None else self._arrived(self._late).tolist()
-        return {"controller": pack(self._state), "window": [float(self._total), float(self._weight)], "late": late}
+        return {"controller": self.bridge.state_dict(), "window": [float(self._total), float(self._weight)], "late": late}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where `state_dict` was taken; ValueError, and nothing changed, where the state is another controller's."""
         if set(state) != {"controller", "window", "late"}:
             raise ValueError(f"state: {sorted(state)}; legal: the fields controller, window, late")
-        new = unpack(self._state, state["controller"])
         total, weight = _pair("window", state["window"])
         late = None if state["late"] is None else (torch.tensor(_pair("late", state["late"]), dtype=torch.float64), None)
-        self._state, self.coef = new, self.controller.coef(new)
+        self.bridge.load_state_dict(state["controller"])
         self._total, self._weight, self._late = total, weight, late
 
 

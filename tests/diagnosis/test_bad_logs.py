@@ -34,6 +34,7 @@ LINE = {
     "old.json": (b'{\n "max_steps": 3\n}', "log_history is missing or no list of objects"),
     "history.json": (b'{"log_history": [{"step": 1, "entropy": [3]}]}', "entry 0 of log_history: entropy is [3]; legal is a number"),
     "array.json": (b'[\n {"step": 1, "entropy": 0.5}\n]\n', "line 1: a JSON array; legal is an object a line, JSONL"),
+    "feed.csv": (b"step,entr\x0cpy\x1b[2J\n1,1\n2,0.5\n", "there are step, entr\\x0cpy\\x1b[2J: name one"),
     "quiet.log": (b"hello\nworld\n", "holds no records"),
     "cut.tfevents": (junk.GOOD["events.out.tfevents.1"][:9], "record 1: cut off; it holds no records"),
 }
@@ -51,7 +52,7 @@ def test_what_is_wrong_is_one_line_that_names_file_and_place(tmp_path, capsys, n
     (tmp_path / name).write_bytes(data)
     status, out, err = diagnose(capsys, tmp_path / name)
     assert status == 2 and out == ""
-    assert err.count("\n") == 1 and err.startswith("entreg: ") and str(tmp_path / name) in err and words in err, err
+    assert len(err.splitlines()) == 1 and err.startswith("entreg: ") and str(tmp_path / name) in err and words in err, err
 
 
 @pytest.mark.parametrize(("name", "line"), [("log.csv", 13), ("log.jsonl", 12), ("events.out.tfevents.1", 13)])

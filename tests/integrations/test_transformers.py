@@ -18,6 +18,7 @@ from entreg.functional import SHANNON, categorical_entropy, renyi
 from entreg.integrations import transformers as ours
 from entreg.integrations.transformers import attach
 from entreg.targets import fraction_of_max
+from tests.lm.terms import spied
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -50,17 +51,6 @@ def make(folder, kind="sequence", model=None, **how):
 def train(trainer, **how):
     trainer.train(**how)
     return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
-
-
-def spied(trainer, batches):
-    inner = trainer.compute_loss
-
-    def compute_loss(model, inputs, **how):
-        batches.append(dict(inputs))
-        return inner(model, inputs, **how)
-
-    trainer.compute_loss = compute_loss
-    return trainer
 
 
 @pytest.mark.parametrize(

@@ -86,11 +86,8 @@ def _logs(path: str, columns: Sequence[str], extra: Mapping[str, float]) -> list
 
 
 def _said(error: Exception, path: str) -> str:
-    """One line that names the file."""
-    text = str(error)
-    if isinstance(error, OSError):
-        text = f"{error.filename or path}: cannot be read ({error.strerror or error})"
-    return text.encode("unicode_escape").decode() if "\n" in text else text
+    """What is wrong, with the file's name."""
+    return f"{error.filename or path}: cannot be read ({error.strerror or error})" if isinstance(error, OSError) else str(error)
 
 
 def _page(results: Sequence[tuple[str, Log, list[Finding]]]) -> dict[str, Any]:

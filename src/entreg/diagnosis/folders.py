@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from entreg import spelling
 from entreg.diagnosis.columns import BadLog
 from entreg.diagnosis.gather import Gather, Log
+from entreg.diagnosis.pages import read_page
 from entreg.diagnosis.tables import read_jsonl
 from entreg.diagnosis.traces import Facts
 from entreg.folder import CONFIG
@@ -50,14 +50,7 @@ def read_folder(folder: Path, given: Mapping[str, str]) -> Log:
 def _config(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    if path.stat().st_size > LARGEST:
-        raise BadLog(f"{path}: {path.stat().st_size} bytes; legal are {LARGEST}")
-    try:
-        page = json.loads(path.read_bytes().decode())
-    except json.JSONDecodeError as error:
-        raise BadLog(f"{path}, line {error.lineno}: no JSON ({error.msg})") from None
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise BadLog(f"{path}, line 1: no JSON text ({type(error).__name__})") from None
+    page = read_page(path, LARGEST)
     if not isinstance(page, dict):
         raise BadLog(f"{path}, line 1: a {type(page).__name__}; legal is an object")
     if page.get("format", FORMAT) != FORMAT:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from entreg.diagnosis.columns import BadLog
 from entreg.diagnosis.gather import Gather
+from entreg.diagnosis.pages import read_page
 from entreg.diagnosis.tables import as_floats
 from entreg.diagnosis.traces import Facts
 
@@ -20,14 +20,7 @@ def read_state(path: Path, gather: Gather) -> Facts:
 
     Raises: `BadLog` for what is no such file.
     """
-    if path.stat().st_size > LARGEST:
-        raise BadLog(f"{path}: {path.stat().st_size} bytes; legal for a trainer_state.json are {LARGEST}")
-    try:
-        page = json.loads(path.read_bytes().decode())
-    except json.JSONDecodeError as error:
-        raise BadLog(f"{path}, line {error.lineno}: no JSON ({error.msg}): cut off?") from None
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise BadLog(f"{path}, line 1: no JSON text ({type(error).__name__})") from None
+    page = read_page(path, LARGEST)
     history = page.get("log_history") if isinstance(page, dict) else None
     if not isinstance(history, list) or not all(isinstance(one, dict) for one in history):
         raise BadLog(f"{path}: log_history is missing or no list of objects; legal is the trainer_state.json of a transformers Trainer")

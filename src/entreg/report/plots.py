@@ -54,7 +54,7 @@ def _figure(given: Any, chosen: list[Style]) -> Figure | None:
     if kind == "points":
         layout["yaxis"] |= {"scaleanchor": "x"}
     if given.get("log") is True:
-        layout["xaxis"] |= {"type": "log"}
+        layout["xaxis"] |= {"type": "log", "exponentformat": "power"}
     title = text(given.get("title", "Plot"))
     return Figure(Metric(title, title, ""), text(given.get("caption", "")), {"data": [trace for of in series for trace in of], "layout": layout})
 

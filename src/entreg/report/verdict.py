@@ -85,7 +85,7 @@ def lines(data: Data) -> list[Line]:
     """The verdict, most important first."""
     judged = score(data)
     found = [] if judged is None else [*_reached(data, judged), *_against_twin(data, judged)]
-    return [*found, *_collapse(data, judged), *_classes(data), *_end(data)]
+    return [*found, *_collapse(data, judged), *_classes(data), *_guarded(data), *_end(data)]
 
 
 def _reached(data: Data, judged: Score) -> list[Line]:
@@ -183,6 +183,15 @@ def _classes(data: Data) -> list[Line]:
         return [Line("good", f"Classes did not collapse: the mean prediction ended at {words}.")]
     who = f" in {lost} of {len(shares)} members" if len(shares) > 1 else ""
     return [Line("bad", f"Classes collapsed{who}: the mean prediction ended at {words}.")]
+
+
+def _guarded(data: Data) -> list[Line]:
+    """What the collapse guard saw and did, by its first words."""
+    seen, rescues = ([str(event.get("message", "")) for event in data.events if event.get("event") == kind] for kind in ("collapse", "rescue"))
+    times = {1: "once", 2: "twice"}.get(len(seen), f"{len(seen)} times")
+    found = [Line("bad", f"The guard spoke {times}{', first' if len(seen) > 1 else ''}: {seen[0]}.")] if seen else []
+    first = [f"Rescued: {rescues[0]}{f', and of {len(rescues) - 1} more' if len(rescues) > 1 else ''}."] if rescues else []
+    return [*found, *(Line("plain", text) for text in first)]
 
 
 def _end(data: Data) -> list[Line]:

@@ -126,17 +126,19 @@ def _thinned(lines: Sequence[Record]) -> list[Record]:
 
 
 def plots(plan: Plan, found: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Coefficient against score, families at matched curvature, and the plane of entropy and score."""
-    shown = [_against(plan, found)] if plan.span is not None else []
-    if plan.span is not None and len(plan.families) > 1 and (scales := scales_of(found)):
-        shown.append(_against(plan, found, scales))
-    plane = [_cloud(plan, cell, index) for index, cell in enumerate(found) if cell.entropies]
+    """Coefficient against score, families at matched curvature, and the plane of entropy and score; of settings that ran to their end."""
+    ended = [cell for cell in found if not cell.pruned]
+    shown = [_against(plan, ended)] if plan.span is not None else []
+    if plan.span is not None and len(plan.families) > 1 and (scales := scales_of(ended)):
+        shown.append(_against(plan, ended, scales))
+    plane = [_cloud(plan, cell, index) for index, cell in enumerate(found) if cell.entropies and not cell.pruned]
     if plane:
         words = (
             "One point a run, at its end. Low entropy with a low score is a policy that settled too early; high entropy with a low score, one that never did."
         )
         shown.append({"title": "Entropy and score", "x": "entropy (nats)", "y": plan.metric, "kind": "scatter", "caption": words, "series": plane})
-    return shown
+    left_out = "" if len(ended) == len(found) else " Settings that were pruned are left out."
+    return [{**plot, "caption": plot["caption"] + left_out} for plot in shown]
 
 
 def scales_of(found: Sequence[Cell]) -> dict[str, float]:

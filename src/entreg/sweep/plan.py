@@ -105,6 +105,11 @@ class Plan:
         """Whether one run of the recipe trains several seeds and coefficients at once."""
         return trains_populations(self.config, self.axis)
 
+    @property
+    def by_seed(self) -> bool:
+        """Whether a trial is a setting with one seed; samplers and pruners judge a setting by all its seeds, not by its luck with one."""
+        return self.sampler == "grid" and self.pruner == "none"
+
     @cached_property
     def coefs(self) -> tuple[float, ...]:
         """The grid over the range, evenly spaced in its logarithm, ends exactly."""
@@ -123,11 +128,6 @@ class Plan:
         settings = [setting for family in self.families for setting in self._settings(family)]
         return tuple(Trial(setting, seeds) for setting in settings for seeds in ([(seed,) for seed in every] if self.by_seed else [every]))
 
-    @property
-    def by_seed(self) -> bool:
-        """Whether a trial has one seed. Under a pruner it has all of a setting's where they can be trained together: an unlucky seed must not end the best."""
-        return self.sampler == "grid" and (self.pruner == "none" or not self.several)
-
     def _settings(self, family: str) -> list[Setting]:
         with_hole = [Setting(rule, coef, family) for rule in self.rules if HOLE.search(rule) for coef in self.coefs]
         fixed = [Setting(rule, None, family) for rule in self.rules if not HOLE.search(rule)]
@@ -135,8 +135,8 @@ class Plan:
 
     @cached_property
     def jobs(self) -> tuple[tuple[int, ...], ...]:
-        """The trials (by number) that are trained together; a pruner decides about single trials."""
-        if not self.by_seed or self.pruner != "none" or not self.several:
+        """The trials (by number) that are trained together."""
+        if not self.by_seed or not self.several:
             return tuple((index,) for index in range(len(self.trials)))
         found, first = [], 0
         for family in self.families:
