@@ -102,6 +102,7 @@ def test_micro_batches_that_do_not_add_up():
 
 @pytest.mark.parametrize("how", ["detach", "no_grad", "probabilities only"])
 def test_detached(how):
+    """TensorFlow #6717, an entropy whose gradient got lost; and what people do by hand."""
     def loss(logits, actions, advantages, coef):
         with torch.set_grad_enabled(how != "no_grad"):
             log_probs = (logits.detach() if how == "detach" else logits).log_softmax(-1)
@@ -225,7 +226,7 @@ def test_support_ignored():
 
 
 def test_epsilon_in_the_logarithm():
-    """`log(sum(p**a) + eps)`, as many Rényi losses have it; at order 3 over 1000 classes sum p^3 is 1e-6 near uniform."""
+    """tensorforce PR #96, log(p + eps); `log(sum(p**a) + eps)`, as Rényi losses have it; at order 3 over 1000 classes sum p^3 is 1e-6 near uniform."""
     made = {"logits": batch(classes=1000)["logits"]}
 
     def loss(epsilon):
@@ -242,6 +243,7 @@ def test_epsilon_in_the_logarithm():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype):
+    """optax #1020, a logarithm of a sum that is rounded to bfloat16; miles PR #1554, logits divided by the temperature in bfloat16."""
     made = {"logits": batch(dtype=dtype)["logits"]}
     plain = lambda logits, coef: coef * (logits.softmax(-1) * logits.log_softmax(-1)).sum(-1).mean()  # noqa: E731
     assert rules(plain, made, coef=0.1) == ["precision"]
@@ -267,7 +269,7 @@ def kl_loss(estimator, ratio=False):
 
 
 def test_k1_as_a_loss():
-    """The KL estimators as losses: k1 pulls nowhere, k3 towards the other KL; TRL's GRPO takes k3."""
+    """open-instruct PR #535, whose k1 forgot the reference. The KL estimators as losses: k1 pulls nowhere, k3 towards the other KL; TRL's GRPO takes k3."""
     made, reference = kl_batch()
     keep = {"coef": 0.01, "kl_coef": 0.1, "reference": reference}
     assert rules(kl_loss(functional.k1), made, **keep) == ["k1"]
