@@ -103,6 +103,7 @@ def test_micro_batches_that_do_not_add_up():
 @pytest.mark.parametrize("how", ["detach", "no_grad", "probabilities only"])
 def test_detached(how):
     """TensorFlow #6717, an entropy whose gradient got lost; and what people do by hand."""
+
     def loss(logits, actions, advantages, coef):
         with torch.set_grad_enabled(how != "no_grad"):
             log_probs = (logits.detach() if how == "detach" else logits).log_softmax(-1)
