@@ -260,6 +260,41 @@ def test_an_unlucky_seed_does_not_prune_the_best_setting(tmp_path):
     assert page.write(plan, store, folder, "entreg sweep toy", []).best.setting.coef == 0.01
 
 
+@pytest.mark.parametrize(("pruner", "warming"), [("median", 5), ("hyperband", 1)])
+def test_a_pruner_judges_recipes_that_train_one_model_by_all_seeds_that_were_trained(tmp_path, monkeypatch, pruner, warming):
+    """One run after another is like one long run: a bad second seed can still end a trial, and the third is not begun."""
+
+    @dataclass(frozen=True)
+    class One:
+        env: str = "one"
+        coef: str = "0"
+        steps: int = 10
+
+    def fit(config, run):
+        return train(Config(env="one", coef=(config.coef,), steps=config.steps), run)
+
+    module = ModuleType("entreg.recipes.toy")
+    module.Config, module.train = One, fit
+    monkeypatch.setitem(sys.modules, "entreg.recipes.toy", module)
+    plan, store, folder, _, _ = finished(tmp_path, One(), pruner=pruner, coef_range=(1e-2, 1e6), points=8, seeds=3)
+    trials = [trial for _, trial in sorted(store.current().items())]
+    states = [trial.state.name for trial in trials]
+    assert states[:warming] == ["COMPLETE"] * warming and "PRUNED" in states[warming:]
+    assert sorted(trials[0].intermediate_values) == list(range(1, 31)) and len(trials[0].user_attrs["scores"]) == 3
+    for trial in trials:
+        assert len(trial.user_attrs["scores"]) == -(-max(trial.intermediate_values) // 10)
+    assert trials[0].intermediate_values[25] == pytest.approx(stats.trim_mean([100, 101, 102 * 0.5], 0.25))
+    assert page.write(plan, store, folder, "entreg sweep toy", []).best.setting.coef == 0.01
+    assert all(max(result["curve"]) <= 10 for of in page.results_of(plan, store.current()).values() for result in of)
+
+
+def test_a_figure_that_no_record_has_ends_the_sweep_after_the_first_run(tmp_path):
+    with pytest.raises(ValueError, match="select is 'eval/score', and there is no such figure among the records, which have entropy, entropy/max, eval/return"):
+        finished(tmp_path, select="eval/score", members=5)
+    (runs,) = tmp_path.glob("runs/*/runs")
+    assert len(list(runs.iterdir())) == 1
+
+
 # ---------------------------------------------------------------- the choice
 
 

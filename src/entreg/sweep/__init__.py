@@ -161,6 +161,8 @@ def _together(plan: Plan, store: Any, words: Sequence[str], workers: int) -> int
     if store.finished():
         return 0
     codes = [process.returncode for process in processes]
+    if set(codes) == {2}:  # each has said what is wrong
+        return 2
     warn(f"all workers ended before the sweep did (exit status {', '.join(map(str, codes))})")
     return 1
 

@@ -46,7 +46,8 @@ def results_of(plan: Plan, trials: Mapping[int, FrozenTrial]) -> dict[Setting, l
     for index, setting in settings_of(plan, trials).items():
         trial = trials[index]
         if "scores" in trial.user_attrs:
-            found.setdefault(setting, []).append({**trial.user_attrs, "pruned": trial.state.name == "PRUNED", "curve": trial.intermediate_values})
+            curve = {step: value for step, value in trial.intermediate_values.items() if not plan.length or step <= plan.length}
+            found.setdefault(setting, []).append({**trial.user_attrs, "pruned": trial.state.name == "PRUNED", "curve": curve})
     return found
 
 

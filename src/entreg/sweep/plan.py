@@ -106,6 +106,11 @@ class Plan:
         return trains_populations(self.config, self.axis)
 
     @property
+    def length(self) -> int:
+        """Steps of one run, 0 where the recipe does not say."""
+        return int(getattr(self.config, "steps", 0))
+
+    @property
     def by_seed(self) -> bool:
         """Whether a trial is a setting with one seed; samplers and pruners judge a setting by all its seeds, not by its luck with one."""
         return self.sampler == "grid" and self.pruner == "none"

@@ -282,8 +282,8 @@ class Store:
             return MedianPruner()
         if self.plan.pruner == "none":
             return NopPruner()
-        steps, first = getattr(self.plan.config, "steps", "auto"), self.plan.settings.eval_every or 1
-        return HyperbandPruner(min_resource=first, max_resource=steps)
+        runs = 1 if self.plan.several else self.plan.seeds  # one after another
+        return HyperbandPruner(min_resource=self.plan.settings.eval_every or 1, max_resource=self.plan.length * runs or "auto")
 
 
 def close(storage: BaseStorage) -> None:

@@ -55,6 +55,7 @@ class Worker:
 
     def __init__(self, plan: Plan, store: Store, folder: Path, *, say: Callable[[str], None], parent: int | None = None, progress: bool = False) -> None:
         self.plan, self.store, self.folder, self.say, self.parent, self.progress = plan, store, folder, say, parent, progress
+        self._earlier: list[float] = []  # scores of the trial's seeds whose runs have ended
         self.recipe = importlib.import_module(f"entreg.recipes.{plan.recipe}")
         self.run: Run | None = None
 
@@ -136,11 +137,14 @@ class Worker:
         parts = _parts(self.plan, {index: self.plan.trials[index].setting or settings[index] for index in job})
         found: dict[int, list[dict[str, Any]]] = {index: [] for index in job}
         for config, seed, members in parts:
+            self._earlier = [row["score"] for row in found[indices[0]] if "score" in row]
             stopped, rows = self._run(claim, job, config, seed, len(members))
             if stopped in ("lost", "busy", *STOPS):
                 return stopped, {}
             for (index, each), row in zip(members, rows, strict=True):
                 found[index].append(row | {"seed": each, "stopped": stopped})
+            if stopped == "pruned":
+                break
         return None, {index: result_of(found[index]) for index in indices}
 
     def _run(self, claim: Claim, job: Sequence[int], config: Any, seed: int, members: int) -> tuple[str | None, list[dict[str, Any]]]:
@@ -163,12 +167,13 @@ class Worker:
         return summary.stopped, [row | {"folder": os.path.relpath(summary.folder, self.folder)} for row in rows]
 
     def _look(self, claim: Claim, step: int, values: Mapping[int, float]) -> str | None:
-        """What the pruner says to the figures of a step."""
+        """What the pruner says to the figures of a step; where a recipe trains one model a run, the seeds of a trial follow each other like one long run."""
         if self.plan.pruner == "none":
             return None
         index, trial = next(iter(claim.trials.items()))
-        value = statistics.iqm(list(values.values()))
-        return "pruned" if math.isfinite(value) and self.store.report(index, trial, step, value) else None
+        value = statistics.iqm([*self._earlier, *values.values()])
+        at = step + (0 if self.plan.several else len(self._earlier) * self.plan.length)
+        return "pruned" if math.isfinite(value) and self.store.report(index, trial, at, value) else None
 
 
 def _begun(out: Path, recipe: str) -> Path | None:
@@ -198,7 +203,10 @@ def _parts(plan: Plan, settings: Mapping[int, Setting]) -> list[tuple[Any, int, 
 
 
 def measured(plan: Plan, summary: Summary, members: int) -> list[dict[str, Any]]:
-    """What each member of a run came to: its score, its last entropy, its curve and the number of its choices."""
+    """What each member of a run came to: its score, its last entropy, its curve and the number of its choices.
+
+    Raises: `ValueError` where a run that ended as planned has no such figure: no other run will have it.
+    """
     lines = read_records(summary.folder).lines
     found: list[dict[str, Any]] = []
     for member in range(members):
@@ -206,7 +214,10 @@ def measured(plan: Plan, summary: Summary, members: int) -> list[dict[str, Any]]
         scores = _series(mine, plan.metric)
         if not scores:
             names = sorted({name for line in mine for name, value in line.items() if isinstance(value, float)})
-            found.append({"error": f"no {plan.metric} among its records, which have {', '.join(names) or 'no figures'}"})
+            said = f"{plan.metric!r}, and there is no such figure among the records, which have {', '.join(names) or 'none'}"
+            if summary.stopped is None:
+                raise ValueError(f"select is {said}")
+            found.append({"error": said})
             continue
         if not math.isfinite(scores[-1][1]):
             found.append({"error": f"{plan.metric} is {scores[-1][1]} at the end"})
