@@ -174,9 +174,22 @@ def test_arguments_are_checked():
         ({"accumulate": torch.float16}, "accumulate: got torch.float16, legal is a floating dtype at least as wide as"),
         ({"chunk": (3, 3)}, r"chunk: got sizes \[3, 3\], legal are numbers >= 1 with sum 7"),
         ({"targets": targets + 1100}, "targets: got"),
+        ({"hidden": hidden.long()}, "hidden: got torch.int64, legal is a floating dtype"),
+        ({"weight": weight.long()}, "weight: got torch.int64, legal is a floating dtype"),
+        ({"chunk": True}, "chunk: got True"),
+        ({"accumulate": "float32"}, "accumulate: got 'float32'"),
+        ({"group": 3}, "group: got 3, legal is a process group"),
     ):
         with pytest.raises(ValueError, match=message):
             linear_token_loss(**{"hidden": hidden, "weight": weight, "targets": targets, "loss_fn": objective, "family": SHANNON, **options})
+
+
+def test_what_is_no_tensor_and_no_function_is_named():
+    hidden, weight, bias, targets = case()
+    right = {"hidden": hidden, "weight": weight, "bias": bias, "targets": targets, "loss_fn": objective}
+    for name in right:
+        with pytest.raises(TypeError, match=f"{name}: got .*legal is a {'function' if name == 'loss_fn' else 'tensor'}"):
+            linear_token_loss(**{**right, name: [0.0]})
 
 
 def test_chunks_are_even_and_fit_the_buffer():

@@ -317,6 +317,14 @@ def test_arguments_are_checked():
         ({"clamp": 0.5, "top_p": 0.5}, "legal is one of them"),
         ({"backend": "cuda"}, "backend: got 'cuda', legal are auto, reference, blocks, triton"),
         ({"group": object(), "top_p": 0.5}, "with a truncation"),
+        ({"group": 3}, "group: got 3, legal is a process group of torch.distributed"),
+        ({"top_p": True}, "top_p: got True, legal is a number"),
+        ({"clamp": False}, "clamp: got False, legal is a number"),
+        ({"softcap": "3"}, "softcap: got '3', legal is a finite number"),
+        ({"temperature": None}, "temperature: got None, legal is a number > 0"),
+        ({"temperature": 1e-300}, "temperature: got 1e-300, legal is a number > 0"),  # its inverse is no float32
+        ({"ignore_index": None}, "ignore_index: got None, legal is an integer"),
+        ({"fields": None}, "fields: got None, legal is a sequence"),
     ):
         with pytest.raises(ValueError, match=message):
             token_stats(z, y, **options)
@@ -328,5 +336,19 @@ def test_arguments_are_checked():
     ):
         with pytest.raises(ValueError, match=message):
             token_stats(z, targets)
-    with pytest.raises(ValueError, match="logits: got shape"):
-        token_stats(z.long(), y)
+    for wrong in (z.long(), z.to(torch.float8_e4m3fn)):
+        with pytest.raises(ValueError, match=r"logits: got shape .* float16 to float64"):
+            token_stats(wrong, y)
+
+
+def test_what_is_no_tensor_and_no_family_is_named():
+    z, y = torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)
+    for call, message in (
+        (lambda: token_stats(z.tolist(), y), "logits: got list, legal is a tensor"),
+        (lambda: token_backend(z.tolist()), "logits: got list, legal is a tensor"),
+        (lambda: token_stats(z, y.tolist()), "targets: got list, legal is a tensor"),
+        (lambda: token_stats(z, y, support=[True] * 3), "support: got list, legal is a tensor"),
+        (lambda: token_stats(z, y, family="shannon"), "family: got 'shannon', legal is a Family"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
