@@ -169,6 +169,19 @@ def test_a_controller_that_reads_the_share_gets_it(make):
     assert abs(shares[1] - 0.2) < 0.02 < abs(shares[0] - 0.2) and attached.shares
 
 
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+def test_answers_that_are_trained_on_again_keep_their_reward(make, kind):
+    """TRL logs a reward only in the step that draws answers, and forgets it with that step's log."""
+    one, seen = make(kind, num_iterations=2, max_steps=4, beta=0.1 if kind == "rloo" else 0.0), []
+    attached = attach(one, Plateau(constant(0.1), 100))
+    inner = attached.regularizer.step
+    attached.regularizer.step = lambda **signals: seen.append(signals) or inner(**signals)
+    trainers.train(one)
+    rewards = [line["reward"] for line in one.state.log_history if "reward" in line]
+    assert len(rewards) == 2 and [step["reward"] for step in seen] == pytest.approx([rewards[0]] * 2 + [rewards[1]] * 2, rel=1e-3)
+    assert kind == "grpo" or all("kl" in step for step in seen)
+
+
 def test_resumed_training_is_uninterrupted(make, tmp_path):
     controller = TargetEntropy(2.0, lr=0.3, init_coef=0.01)
     how = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
