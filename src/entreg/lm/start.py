@@ -5,7 +5,7 @@ Shapes: B sequences of T tokens, prompt and completion, padded on the right; lab
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,17 @@ def encode(tokenizer: Any, rows: Sequence[Mapping[str, str]]) -> tuple[Tensor, T
     return ids, labels
 
 
-def beginner(task: Task, seed: int, *, steps: int = 600, batch: int = 32, learning_rate: float = 5e-3, width: int = 64, layers: int = 1) -> tuple[Any, Any]:
+def beginner(
+    task: Task,
+    seed: int,
+    *,
+    steps: int = 600,
+    batch: int = 32,
+    learning_rate: float = 5e-3,
+    width: int = 64,
+    layers: int = 1,
+    pause: Callable[[], None] = lambda: None,
+) -> tuple[Any, Any]:
     """A tiny model that has seen `steps` batches of demonstrations, and its tokenizer; everything random comes from the seed."""
     tokenizer = models.byte_tokenizer(texts(task))
     model = models.tiny_model(tokenizer, seed, width=width, layers=layers)
@@ -47,14 +57,15 @@ def beginner(task: Task, seed: int, *, steps: int = 600, batch: int = 32, learni
         loss.backward()
         optimizer.step()
         schedule.step()
+        pause()
     return model, tokenizer
 
 
-def prepared(path: str | None, task: Task, seed: int, folder: Path, *, steps: int = 600) -> Path:
-    """Where the model to start from lies: `path`, or a beginner made now and saved in `folder`."""
+def prepared(path: str | None, task: Task, seed: int, folder: Path, *, steps: int = 600, pause: Callable[[], None] = lambda: None) -> Path:
+    """Where the model to start from lies: `path`, or a beginner made now and saved in `folder`; `pause` is called after each batch and may raise."""
     if path is not None:
         models.check_path(path)
         return Path(path)
     if not (folder / "config.json").is_file():
-        models.save(*beginner(task, seed, steps=steps), folder)
+        models.save_whole(*beginner(task, seed, steps=steps, pause=pause), folder)
     return folder

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from entreg.lm import arithmetic, models, sampling
+from entreg.lm import arithmetic, models, running, sampling
 from entreg.run import Run, Summary
 
 STATUS = "experimental"
@@ -43,6 +43,7 @@ def check(config: Config) -> None:
     for path in (config.model, config.against):
         if path is not None:
             models.check_path(path)
+            models.check_texts(path, arithmetic.texts(arithmetic.make(config.task, config.largest)))
     if config.samples < 1:
         raise ValueError(f"samples is {config.samples}; legal are integers from 1")
     if not config.k or not all(1 <= k <= config.samples for k in config.k):
@@ -59,7 +60,8 @@ def train(config: Config, run: Run | None = None) -> Summary:
     settings = run.settings
     torch.set_num_threads(settings.threads)
     paths = [config.model] if config.against is None else [config.model, config.against]
-    loaded = [models.load(path) for path in paths]
+    with running.quiet():
+        loaded = [models.load(path) for path in paths]
     run.start("decode", config.task, config, members=[{"seed": settings.seed, "model": path} for path in paths], total=len(config.temperatures))
     with run:
         state = run.restore() or {"step": 0, "metrics": {}}
