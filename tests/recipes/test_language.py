@@ -116,6 +116,11 @@ def test_from_the_command_line_and_then_decoded(model, tmp_path, capsys):
     assert [(line["step"], line["member"], line["temperature"]) for line in lines] == [(1, 0, 0.0), (1, 1, 0.0), (2, 0, 1.0), (2, 1, 1.0)]
     assert all(line["distinct"] <= 1 and line["pass@1"] == line["pass@8"] for line in lines[:2])  # temperature 0 gives one answer
     assert all(line["pass@8"] >= line["pass@1"] for line in lines)
+    plots = {plot["title"]: plot["series"] for plot in json.loads((folder / "plots.json").read_text())}
+    assert list(plots) == ["Quality and diversity", "Different right answers", "pass@1", "pass@8"]
+    for member, series in enumerate(plots["Quality and diversity"]):
+        own = [line for line in lines if line["member"] == member]
+        assert (series["x"], series["y"]) == ([line["distinct"] for line in own], [line["pass@1"] for line in own]) and series["text"] == ["0", "1"]
     assert cli.main(["train", "--resume", str(folder), "--quiet"]) == 0
 
 
