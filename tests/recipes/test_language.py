@@ -217,9 +217,15 @@ def test_a_reward_model_in_training_stops_with_the_run(model, tmp_path):
     assert (stopped.stopped, stopped.step) == ("enough", 0) and not (stopped.folder / "reward").exists()
 
 
-def test_a_warm_up_ends_with_the_run(tmp_path):
+def test_a_warm_up_ends_with_the_run_while_its_rows_are_made_and_in_each_batch(tmp_path):
+    from entreg.lm import arithmetic
+    from entreg.lm import start as warm
+
     with pytest.raises(SystemExit):
         trained("sft", tmp_path, Impatient, warm_up=3)
+    asked = []
+    warm.beginner(arithmetic.make("split"), 0, steps=33, width=16, pause=lambda: asked.append(1))
+    assert len(asked) == 33 + 2
 
 
 def test_a_reward_model_reads_with_its_own_tokenizer(model, tmp_path, monkeypatch):

@@ -18,10 +18,12 @@ from entreg.lm.arithmetic import Task, demonstrations, texts
 IGNORED = -100
 
 
-def encode(tokenizer: Any, rows: Sequence[Mapping[str, str]]) -> tuple[Tensor, Tensor]:
-    """Token ids and labels `[B, T]` of prompts with their completions; the end token is part of the completion."""
+def encode(tokenizer: Any, rows: Sequence[Mapping[str, str]], pause: Callable[[], None] = lambda: None) -> tuple[Tensor, Tensor]:
+    """Token ids and labels `[B, T]` of prompts with their completions; the end token is part of the completion. `pause` is called now and then."""
     encoded = []
-    for row in rows:
+    for index, row in enumerate(rows):
+        if index % 1000 == 0:
+            pause()
         prompt, completion = (tokenizer(row[name], add_special_tokens=False)["input_ids"] for name in ("prompt", "completion"))
         encoded.append((prompt, [*completion, tokenizer.eos_token_id]))
     longest = max(len(prompt) + len(completion) for prompt, completion in encoded)
@@ -49,7 +51,7 @@ def beginner(
     model = models.tiny_model(tokenizer, seed, width=width, layers=layers)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, max(1, steps))
-    ids, labels = encode(tokenizer, demonstrations(task, steps * batch, seed)) if steps else (torch.empty(0), torch.empty(0))
+    ids, labels = encode(tokenizer, demonstrations(task, steps * batch, seed), pause) if steps else (torch.empty(0), torch.empty(0))
     for start in range(0, steps * batch, batch):
         part = slice(start, start + batch)
         loss = model(input_ids=ids[part], attention_mask=(ids[part] != tokenizer.pad_token_id).long(), labels=labels[part]).loss
