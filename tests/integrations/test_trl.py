@@ -111,27 +111,30 @@ def test_a_coefficient_of_zero_changes_nothing(make):
     assert torch.equal(trainers.weights(plain), trainers.weights(zero))
 
 
+@pytest.mark.parametrize("window", [1, 2])
 @pytest.mark.parametrize(("loss_type", "corrected"), [("grpo", True), ("bnpo", False), ("dr_grpo", True), ("dapo", False)])
-def test_shares_are_those_of_the_gradients_of_the_logits(make, beginning, loss_type, corrected):
-    one, batches = make("grpo", max_steps=1, beta=0.5, loss_type=loss_type, use_bias_correction_kl=corrected), []
+def test_shares_are_those_of_the_gradients_of_the_logits(make, beginning, loss_type, corrected, window):
+    how = {"per_device_train_batch_size": 8 // window, "gradient_accumulation_steps": window}
+    one, batches = make("grpo", max_steps=1, beta=0.5, loss_type=loss_type, use_bias_correction_kl=corrected, **how), []
     reference = one.ref_model.get_input_embeddings().weight
     with torch.no_grad():  # a policy that is not the reference
         reference.add_(0.1 * torch.randn(reference.shape, generator=torch.Generator().manual_seed(0)))
     attached = attach(one, COEF, renyi(2), shares=True)
     trainers.train(spied(one, batches))
-    (batch,) = batches
+    total, batch = sum(int(predictions("grpo", one)[2].sum()) for one in batches), batches[0]  # measured on the window's first micro-batch
     ids, attention, counted = predictions("grpo", batch)
     logits = trainers.model(beginning)(input_ids=ids, attention_mask=attention).logits[:, :-1]
     z = logits.detach().double()[counted].requires_grad_()
     log_prob = z.log_softmax(-1).gather(-1, ids[:, 1:][counted][:, None])[:, 0]
     rows = counted.nonzero()[:, 0]
-    weight = {"grpo": 1 / counted.sum(1)[rows] / len(ids), "dr_grpo": 1 / (len(ids) * one.max_completion_length)}.get(loss_type, 1 / len(rows))
+    weights = {"grpo": 1 / counted.sum(1)[rows] / len(ids), "bnpo": 1 / len(rows), "dr_grpo": 1 / (len(ids) * one.max_completion_length)}
+    weight = 1 / total if loss_type == "dapo" else weights[loss_type] / window
     r = batch["ref_per_token_logps"][batch["completion_mask"].bool()].double() - log_prob
     ratio = (log_prob - log_prob.detach()).exp()
     parts = {
         "task": -(ratio * batch["advantages"][rows] * weight).sum(),
         "kl": 0.5 * ((ratio if corrected else 1) * (r.exp() - r - 1) * weight).sum(),
-        "entropy": -COEF * categorical_entropy(z, renyi(2)).mean(),
+        "entropy": -COEF * categorical_entropy(z, renyi(2)).sum() / total,
     }
     norms = {name: torch.autograd.grad(loss, z, retain_graph=True)[0].norm().item() for name, loss in parts.items()}
     record = attached.record()
