@@ -201,6 +201,38 @@ def test_evaluations_on_the_way_change_nothing_else(model, tmp_path):
     assert steps == [[0, 6], [0, 2, 4, 6]] and plain.metrics == judged.metrics
 
 
+class Caught(Exception):
+    """What a trainer would have been told."""
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "settings", "told"),
+    [
+        (
+            "grpo",
+            "GRPOConfig",
+            {"clip": 0.1, "clip_high": 0.28, "top_entropy": 0.2, "iterations": 3, "beta": 0.04, "temperature": 0.7, "accumulation": 5},
+            {"epsilon": 0.1, "epsilon_high": 0.28, "top_entropy_quantile": 0.2, "num_iterations": 3, "beta": 0.04, "temperature": 0.7, "num_generations": 4}
+            | {"gradient_accumulation_steps": 5, "per_device_train_batch_size": 8, "max_steps": 6, "top_k": 0},
+        ),
+        ("rlhf", "RLOOConfig", {"clip": 0.1, "beta": 0.7, "reward_model": "REWARD"}, {"epsilon": 0.1, "beta": 0.7, "num_generations": 4, "top_k": 0}),
+        ("dpo", "DPOConfig", {"beta": 0.3, "learning_rate": 0.5}, {"beta": 0.3, "learning_rate": 0.5}),
+    ],
+)
+def test_flags_reach_the_trainer(name, arguments, settings, told, model, tmp_path, monkeypatch):
+    from entreg.lm import models
+
+    def catch(**given):
+        raise Caught(given)
+
+    monkeypatch.setattr(importlib.import_module(f"entreg.recipes.{name}"), arguments, catch)
+    if "reward_model" in settings:
+        settings = {**settings, "reward_model": str(models.save(*models.load(model, scores=True), tmp_path / "reward"))}
+    with pytest.raises(Caught) as caught:
+        trained(name, tmp_path / "runs", model=str(model), **settings)
+    assert caught.value.args[0].items() >= told.items()
+
+
 class Impatient(Run):
     """Is to stop before anything has begun."""
 
