@@ -1,12 +1,15 @@
 """Our term in TRL's trainers against independent arithmetic on plain logits, against TRL's own bonus, and what is refused."""
 
 import functools
+from pathlib import Path
 
 import pytest
 
-pytest.importorskip("trl")
+pytest.importorskip("trl")  # which needs Python 3.11, as tomllib does
 
+import tomllib
 import torch
+from packaging.requirements import Requirement
 
 from entreg.control import PI, GradientShare, Plateau, TargetEntropy, constant, linear
 from entreg.functional import SHANNON, categorical_entropy, clamped_entropy, renyi, top_p_entropy
@@ -302,6 +305,14 @@ def test_another_version_and_another_class_are_refused(make, monkeypatch):
     monkeypatch.setattr(trl.trl, "__version__", "1.17.0")
     with pytest.raises(ValueError, match=r"trl: version 1.17.0; legal is 1.16"):
         attach(make("sft"), 0.1)
+
+
+def test_the_extra_installs_a_version_that_is_not_refused():
+    """Of what `pip install 'entreg[llm]'` may choose, nothing is beyond the seams that are known."""
+    extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    (wanted,) = (one for one in map(Requirement, extras["llm"]) if one.name == "trl")
+    versions = ["1.15.0", "1.15.9", "1.16.0", "1.16.9", "1.17.0", "2.0.0"]
+    assert list(wanted.specifier.filter(versions)) == [one for one in versions if one.startswith(trl.VERSIONS)] == ["1.16.0", "1.16.9"]
 
 
 def test_a_loss_without_the_fused_head_is_an_error_in_the_first_step(make):

@@ -201,6 +201,12 @@ def test_evaluations_on_the_way_change_nothing_else(model, tmp_path):
     assert steps == [[0, 6], [0, 2, 4, 6]] and plain.metrics == judged.metrics
 
 
+def test_a_first_target_is_said_where_nothing_was_controlled(model, tmp_path):
+    for coef, said in (("0", True), ("0.1", False)):
+        run = trained("sft", tmp_path / coef, model=str(model), coef=coef, steps=10, accumulation=1)
+        assert any(line.get("event") == "target" for line in read_records(run.folder).lines) == said
+
+
 class Caught(Exception):
     """What a trainer would have been told."""
 

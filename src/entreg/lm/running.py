@@ -157,7 +157,8 @@ class Books(TrainerCallback):  # type: ignore[misc]
         self._run.check_finite(state.global_step, **{name: torch.tensor(values[name]) for name in ("loss", "grad_norm") if name in values})
         self._run.log(state.global_step, **values)
         seen = [float(line["entreg/entropy"]) for line in state.log_history if "entreg/entropy" in line]  # it survives a resumption
-        if state.global_step == FIRST == len(seen):
+        free = not any(float(line["entreg/coef"]) for line in state.log_history if "entreg/coef" in line)  # what control has changed says nothing of a target
+        if state.global_step == FIRST == len(seen) and free:
             mean = sum(seen) / FIRST
             say = f"mean entropy of the first {FIRST} steps: {mean:.4g} nats a token; to hold {START} of it: --coef 'TargetEntropy({START * mean:.3g})'"
             self._run.event(FIRST, "target", say)
