@@ -231,6 +231,15 @@ def test_a_coefficient_of_zero_throughout_has_no_figure_and_what_recipes_log_has
     assert all(figures.metric_of(name).title != name for name in names)
 
 
+def test_a_language_models_steps_rewards_and_kl_are_not_those_of_an_environment():
+    data = digest({"recipe": "grpo"}, [{"step": step, "return": 0.5, "kl": 0.1, "entropy": 1.0} for step in (1, 2)])
+    found = {one.metric.name: one for one in figures.figures(data)[0]}
+    assert found["return"].caption == "Mean reward of the answers of the step." and found["kl"].metric.title == "KL to the starting model"
+    assert all(one.plot["layout"]["xaxis"]["title"]["text"] == "optimizer steps" for one in found.values())
+    plain = {one.metric.name: one for one in figures.figures(data._replace(config={"recipe": "ppo"}))[0]}
+    assert plain["kl"].metric.title == "KL to the previous policy"
+
+
 def test_colours_are_one_a_group_and_grey_for_the_coefficient_zero_beside_others():
     both = digest(config_of(("0.0", "0.1", "0.2"), 1), []).groups
     assert figures.colours(both) == [figures.GREY, *figures.PALETTE[:2]]

@@ -88,6 +88,12 @@ def test_kl_cov_penalises_the_tokens_with_the_largest_covariance():
     assert bool((loss[~MASK] == 0).all()) and bool((gradient[~MASK] == 0).all())
 
 
+def test_advantages_are_constants():
+    advantage = ADVANTAGE.clone().requires_grad_()
+    for method in (clip_cov, kl_cov):
+        assert not method(LOG_PROB, OLD, advantage, MASK).requires_grad
+
+
 def test_high_entropy_keeps_a_fifth_of_the_whole_batch():
     entropy = torch.rand(SHAPE, generator=GENERATOR)
     kept = high_entropy(entropy, MASK, 0.2)

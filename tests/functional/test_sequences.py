@@ -118,6 +118,11 @@ def test_the_mean_of_the_others_adds_no_bias():
     assert (weight * (ahead[pair[:, 0]] - baseline).square().sum(1)).sum() < 0.6 * (p * ahead.square().sum(1)).sum()
 
 
+def test_a_baseline_is_a_constant():
+    values, baseline = torch.rand(2, 3), torch.rand(2, 3, requires_grad=True)
+    assert not sequence_entropy_loss(values, values, baseline=baseline).requires_grad
+
+
 def test_others_mean_counts_the_sequences_that_have_the_position():
     values, mask = torch.tensor([[1.0, 9.0], [3.0, 7.0], [5.0, 5.0]]), torch.tensor([[1, 1], [1, 0], [1, 1]])
     assert others_mean(values, mask).tolist() == [[4.0, 5.0], [3.0, 7.0], [2.0, 9.0]]

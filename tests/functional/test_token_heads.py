@@ -86,6 +86,23 @@ def test_the_closure_is_the_whole(options, chunk):
         loss.backward()
 
 
+def test_preferences_are_exact_where_a_chunk_is_a_pair():
+    """Two DPO pairs: answers of 3 and 1, of 2 and 1 tokens."""
+    hidden, weight, bias, targets = case()
+    chosen = {0: 3, 4: 2}
+
+    def dpo(stats, tokens):
+        better, worse = stats.log_prob[: chosen[tokens.start]].sum(), stats.log_prob[chosen[tokens.start] :].sum()
+        return -torch.nn.functional.logsigmoid(0.3 * (better - worse) + 1) - 0.01 * stats.entropy.sum() / 7
+
+    plain = token_stats(linear(hidden, weight, bias), targets, backend="reference")
+    whole = sum(dpo(plain._replace(log_prob=plain.log_prob[at], entropy=plain.entropy[at]), at) for at in (slice(0, 4), slice(4, 7)))
+    loss, _ = linear_token_loss(hidden, weight, targets, dpo, bias=bias, chunk=[4, 3])
+    torch.testing.assert_close(loss, whole)
+    for mine, wanted in zip(*(torch.autograd.grad(one, (hidden, weight, bias)) for one in (loss, whole)), strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-8, atol=1e-10)
+
+
 def test_a_tied_embedding_gets_both_gradients_and_accumulation_adds():
     _, weight, _, targets = case()
     index = torch.arange(7) * 3
@@ -174,9 +191,22 @@ def test_arguments_are_checked():
         ({"accumulate": torch.float16}, "accumulate: got torch.float16, legal is a floating dtype at least as wide as"),
         ({"chunk": (3, 3)}, r"chunk: got sizes \[3, 3\], legal are numbers >= 1 with sum 7"),
         ({"targets": targets + 1100}, "targets: got"),
+        ({"hidden": hidden.long()}, "hidden: got torch.int64, legal is a floating dtype"),
+        ({"weight": weight.long()}, "weight: got torch.int64, legal is a floating dtype"),
+        ({"chunk": True}, "chunk: got True"),
+        ({"accumulate": "float32"}, "accumulate: got 'float32'"),
+        ({"group": 3}, "group: got 3, legal is a process group"),
     ):
         with pytest.raises(ValueError, match=message):
             linear_token_loss(**{"hidden": hidden, "weight": weight, "targets": targets, "loss_fn": objective, "family": SHANNON, **options})
+
+
+def test_what_is_no_tensor_and_no_function_is_named():
+    hidden, weight, bias, targets = case()
+    right = {"hidden": hidden, "weight": weight, "bias": bias, "targets": targets, "loss_fn": objective}
+    for name in right:
+        with pytest.raises(TypeError, match=f"{name}: got .*legal is a {'function' if name == 'loss_fn' else 'tensor'}"):
+            linear_token_loss(**{**right, name: [0.0]})
 
 
 def test_chunks_are_even_and_fit_the_buffer():

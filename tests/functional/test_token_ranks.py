@@ -19,5 +19,6 @@ def test_shards_of_the_vocabulary_are_the_whole(ranks, tmp_path):
         for part in parts:
             torch.testing.assert_close(part, expected, rtol=1e-9, atol=1e-10)
     for one in found:
+        torch.testing.assert_close(torch.tensor(one["alone"], dtype=torch.float64), whole["logits"], rtol=1e-9, atol=1e-10)
         assert one["calls"] == 1  # one all-gather
         assert one["refused"].startswith(f"logits: got {[3 + rank for rank in range(ranks)]} classes on the ranks of group")

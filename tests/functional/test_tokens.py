@@ -195,6 +195,15 @@ def test_batches_of_any_memory_layout(backend, inplace):
         assert z.grad[:, -1].count_nonzero() == 0
 
 
+def test_a_kernel_that_writes_past_torch_is_noticed_by_whoever_saved_the_logits(monkeypatch):
+    """Triton's kernels do not count versions."""
+    monkeypatch.setattr(blocks, "gradient", lambda operands, spec, slopes, out: out.numpy().fill(0))
+    z = torch.zeros(2, 9, requires_grad=True) * 1
+    misuse = (z * z).sum() + token_stats(z, fields=["entropy"], inplace=True).entropy.sum()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        misuse.backward()
+
+
 def test_in_place_overwrites_the_logits_and_whoever_saved_them_raises():
     logits, targets, pulls = case()
     leaf = logits.requires_grad_()
@@ -283,10 +292,35 @@ def test_a_row_without_a_class_is_an_error_on_the_plain_path_and_nan_in_the_kern
     logits[2] = -math.inf
     with pytest.raises(ValueError, match=r"row \(2,\) has no class left"):
         token_stats(logits, targets, backend="reference")
-    stats = token_stats(logits, targets, fields=FIELDS, family=renyi(2), backend="blocks")
-    assert all(value.isnan().tolist() == [False, False, True, False, False] for value in stats)
+    for family in (renyi(2), renyi(0), min_entropy):
+        stats = token_stats(logits, targets, fields=FIELDS, family=family, backend="blocks")
+        assert all(value.isnan().tolist() == [False, False, True, False, False] for value in stats)
     logits[0, 0] = math.nan
     assert token_stats(logits, targets, backend="blocks").entropy.isnan().tolist() == [True, False, True, False, False]
+
+
+@both
+def test_orders_beyond_what_numbers_hold_are_their_limits(backend):
+    logits, targets, pulls = case(dtype=torch.float32)
+    for extreme, limit in ((1e-40, renyi(0)), (1e300, min_entropy)):
+        near, at = (token_stats(logits, fields=["entropy"], family=family, backend=backend).entropy for family in (renyi(extreme), limit))
+        torch.testing.assert_close(near, at)
+        near, at = (slope(logits, targets, pulls=pulls, fields=["entropy"], family=family, backend=backend) for family in (renyi(extreme), limit))
+        torch.testing.assert_close(near, at)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning", "ignore:Dynamo detected:UserWarning")  # of torch's compiler itself
+def test_auto_is_one_graph_under_torch_compile():
+    (logits, targets, _), family = case(dtype=torch.float32), renyi(2)
+
+    def loss(z):
+        stats = token_stats(z, targets, family=family, temperature=0.7, softcap=5.0, top_p=0.9)
+        return (stats.log_prob + stats.entropy).sum()
+
+    plain, compiled = (logits.detach().clone().requires_grad_() for _ in range(2))
+    loss(plain).backward()
+    torch.compile(loss, fullgraph=True, backend="aot_eager")(compiled).backward()
+    torch.testing.assert_close(compiled.grad, plain.grad)
 
 
 def test_what_auto_chooses_and_says():
@@ -317,6 +351,14 @@ def test_arguments_are_checked():
         ({"clamp": 0.5, "top_p": 0.5}, "legal is one of them"),
         ({"backend": "cuda"}, "backend: got 'cuda', legal are auto, reference, blocks, triton"),
         ({"group": object(), "top_p": 0.5}, "with a truncation"),
+        ({"group": 3}, "group: got 3, legal is a process group of torch.distributed"),
+        ({"top_p": True}, "top_p: got True, legal is a number"),
+        ({"clamp": False}, "clamp: got False, legal is a number"),
+        ({"softcap": "3"}, "softcap: got '3', legal is a finite number"),
+        ({"temperature": None}, "temperature: got None, legal is a number > 0"),
+        ({"temperature": 1e-300}, "temperature: got 1e-300, legal is a number > 0"),  # its inverse is no float32
+        ({"ignore_index": None}, "ignore_index: got None, legal is an integer"),
+        ({"fields": None}, "fields: got None, legal is a sequence"),
     ):
         with pytest.raises(ValueError, match=message):
             token_stats(z, y, **options)
@@ -328,5 +370,19 @@ def test_arguments_are_checked():
     ):
         with pytest.raises(ValueError, match=message):
             token_stats(z, targets)
-    with pytest.raises(ValueError, match="logits: got shape"):
-        token_stats(z.long(), y)
+    for wrong in (z.long(), z.to(torch.float8_e4m3fn)):
+        with pytest.raises(ValueError, match=r"logits: got shape .* float16 to float64"):
+            token_stats(wrong, y)
+
+
+def test_what_is_no_tensor_and_no_family_is_named():
+    z, y = torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)
+    for call, message in (
+        (lambda: token_stats(z.tolist(), y), "logits: got list, legal is a tensor"),
+        (lambda: token_backend(z.tolist()), "logits: got list, legal is a tensor"),
+        (lambda: token_stats(z, y.tolist()), "targets: got list, legal is a tensor"),
+        (lambda: token_stats(z, y, support=[True] * 3), "support: got list, legal is a tensor"),
+        (lambda: token_stats(z, y, family="shannon"), "family: got 'shannon', legal is a Family"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()

@@ -56,6 +56,8 @@ def work(rank: int, ranks: int, folder: str) -> None:
     token_stats(torch.zeros(2, share), torch.tensor([0, CLASSES - 1]), group=dist.group.WORLD)
     calls = len(counted)
     found = results(dist.group.WORLD, slice(rank * share, (rank + 1) * share))
+    alone = [dist.new_group([one]) for one in range(ranks)][rank]  # in which its number is 0
+    found["alone"] = results(alone, slice(None))["logits"]
     try:
         token_stats(torch.zeros(1, 3 + rank), fields=["entropy"], group=dist.group.WORLD)
         refused = ""

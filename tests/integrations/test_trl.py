@@ -1,12 +1,15 @@
 """Our term in TRL's trainers against independent arithmetic on plain logits, against TRL's own bonus, and what is refused."""
 
 import functools
+from pathlib import Path
 
 import pytest
 
-pytest.importorskip("trl")
+pytest.importorskip("trl")  # which needs Python 3.11, as tomllib does
 
+import tomllib
 import torch
+from packaging.requirements import Requirement
 
 from entreg.control import PI, GradientShare, Plateau, TargetEntropy, constant, linear
 from entreg.functional import SHANNON, categorical_entropy, clamped_entropy, renyi, top_p_entropy
@@ -111,27 +114,30 @@ def test_a_coefficient_of_zero_changes_nothing(make):
     assert torch.equal(trainers.weights(plain), trainers.weights(zero))
 
 
+@pytest.mark.parametrize("window", [1, 2])
 @pytest.mark.parametrize(("loss_type", "corrected"), [("grpo", True), ("bnpo", False), ("dr_grpo", True), ("dapo", False)])
-def test_shares_are_those_of_the_gradients_of_the_logits(make, beginning, loss_type, corrected):
-    one, batches = make("grpo", max_steps=1, beta=0.5, loss_type=loss_type, use_bias_correction_kl=corrected), []
+def test_shares_are_those_of_the_gradients_of_the_logits(make, beginning, loss_type, corrected, window):
+    how = {"per_device_train_batch_size": 8 // window, "gradient_accumulation_steps": window}
+    one, batches = make("grpo", max_steps=1, beta=0.5, loss_type=loss_type, use_bias_correction_kl=corrected, **how), []
     reference = one.ref_model.get_input_embeddings().weight
     with torch.no_grad():  # a policy that is not the reference
         reference.add_(0.1 * torch.randn(reference.shape, generator=torch.Generator().manual_seed(0)))
     attached = attach(one, COEF, renyi(2), shares=True)
     trainers.train(spied(one, batches))
-    (batch,) = batches
+    total, batch = sum(int(predictions("grpo", one)[2].sum()) for one in batches), batches[0]  # measured on the window's first micro-batch
     ids, attention, counted = predictions("grpo", batch)
     logits = trainers.model(beginning)(input_ids=ids, attention_mask=attention).logits[:, :-1]
     z = logits.detach().double()[counted].requires_grad_()
     log_prob = z.log_softmax(-1).gather(-1, ids[:, 1:][counted][:, None])[:, 0]
     rows = counted.nonzero()[:, 0]
-    weight = {"grpo": 1 / counted.sum(1)[rows] / len(ids), "dr_grpo": 1 / (len(ids) * one.max_completion_length)}.get(loss_type, 1 / len(rows))
+    weights = {"grpo": 1 / counted.sum(1)[rows] / len(ids), "bnpo": 1 / len(rows), "dr_grpo": 1 / (len(ids) * one.max_completion_length)}
+    weight = 1 / total if loss_type == "dapo" else weights[loss_type] / window
     r = batch["ref_per_token_logps"][batch["completion_mask"].bool()].double() - log_prob
     ratio = (log_prob - log_prob.detach()).exp()
     parts = {
         "task": -(ratio * batch["advantages"][rows] * weight).sum(),
         "kl": 0.5 * ((ratio if corrected else 1) * (r.exp() - r - 1) * weight).sum(),
-        "entropy": -COEF * categorical_entropy(z, renyi(2)).mean(),
+        "entropy": -COEF * categorical_entropy(z, renyi(2)).sum() / total,
     }
     norms = {name: torch.autograd.grad(loss, z, retain_graph=True)[0].norm().item() for name, loss in parts.items()}
     record = attached.record()
@@ -167,6 +173,19 @@ def test_a_controller_that_reads_the_share_gets_it(make):
     trainers.train(one)
     shares = [line["entreg/grad_share"] for line in one.state.log_history if "entreg/grad_share" in line]
     assert abs(shares[1] - 0.2) < 0.02 < abs(shares[0] - 0.2) and attached.shares
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+def test_answers_that_are_trained_on_again_keep_their_reward(make, kind):
+    """TRL logs a reward only in the step that draws answers, and forgets it with that step's log."""
+    one, seen = make(kind, num_iterations=2, max_steps=4, beta=0.1 if kind == "rloo" else 0.0), []
+    attached = attach(one, Plateau(constant(0.1), 100))
+    inner = attached.regularizer.step
+    attached.regularizer.step = lambda **signals: seen.append(signals) or inner(**signals)
+    trainers.train(one)
+    rewards = [line["reward"] for line in one.state.log_history if "reward" in line]
+    assert len(rewards) == 2 and [step["reward"] for step in seen] == pytest.approx([rewards[0]] * 2 + [rewards[1]] * 2, rel=1e-3)
+    assert kind == "grpo" or all("kl" in step for step in seen)
 
 
 def test_resumed_training_is_uninterrupted(make, tmp_path):
@@ -286,6 +305,14 @@ def test_another_version_and_another_class_are_refused(make, monkeypatch):
     monkeypatch.setattr(trl.trl, "__version__", "1.17.0")
     with pytest.raises(ValueError, match=r"trl: version 1.17.0; legal is 1.16"):
         attach(make("sft"), 0.1)
+
+
+def test_the_extra_installs_a_version_that_is_not_refused():
+    """Of what `pip install 'entreg[llm]'` may choose, nothing is beyond the seams that are known."""
+    extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    (wanted,) = (one for one in map(Requirement, extras["llm"]) if one.name == "trl")
+    versions = ["1.15.0", "1.15.9", "1.16.0", "1.16.9", "1.17.0", "2.0.0"]
+    assert list(wanted.specifier.filter(versions)) == [one for one in versions if one.startswith(trl.VERSIONS)] == ["1.16.0", "1.16.9"]
 
 
 def test_a_loss_without_the_fused_head_is_an_error_in_the_first_step(make):

@@ -48,6 +48,83 @@ def test_what_is_no_model_is_refused_before_anything_is_loaded(made, tmp_path):
             models.load(folder)
 
 
+def broken(made, folder, change):
+    """A folder of the model that lacks something."""
+    models.save(*made, folder)
+    change(folder)
+    return folder
+
+
+def cut(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:500])
+
+
+def shard(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}')
+    (folder / "model-1.safetensors").touch()
+
+
+def endless(folder):
+    tokenizer = models.load_tokenizer(folder)
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "model.safetensors").unlink(), r"holds no model\.safetensors; legal"),
+        (cut, r"model\.safetensors' cannot be read: .*; legal"),
+        (shard, r"holds no model-2\.safetensors; legal"),
+        (endless, "has no end token"),
+    ],
+    ids=["no weights", "cut short", "a shard missing", "no end token"],
+)
+def test_what_is_half_a_model_is_refused(made, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        models.load(broken(made, tmp_path / "half", change))
+
+
+def test_a_tokenizer_that_is_another_models_is_refused(made, tmp_path):
+    more = models.byte_tokenizer(start.texts(SPLIT))
+    more.add_tokens(["0+"])
+    folder = models.save(made[0], more, tmp_path / "more")
+    with pytest.raises(ValueError, match="and the model has the tokens 0 to 257; legal"):
+        models.check_texts(folder, start.texts(SPLIT))
+    empty = broken(made, tmp_path / "empty", lambda folder: (folder / "tokenizer.json").unlink())
+    with pytest.raises(ValueError, match=r"writes '1=0\+1' as \[\]"):
+        models.check_texts(empty, start.texts(SPLIT))
+    models.check_texts(models.save(*made, tmp_path / "right"), start.texts(SPLIT))
+
+
+def test_a_reward_model_has_a_head_of_its_own(made, tmp_path):
+    folder = models.save(*made, tmp_path / "policy")
+    with pytest.raises(ValueError, match=r"reward_model: .* holds Qwen2ForCausalLM with \d labels; legal"):
+        models.check_scores(folder)
+    network, tokenizer = models.load(folder, scores=True)
+    models.check_scores(models.save(network, tokenizer, tmp_path / "reward"))
+    with pytest.raises(ValueError, match="reward_model: 'nowhere' is no folder"):
+        models.check_scores("nowhere")
+
+
+def test_a_folder_is_there_only_when_all_of_it_is(made, tmp_path, monkeypatch):
+    (tmp_path / "start.part").mkdir()  # of a process that was killed
+    (tmp_path / "start.part" / "config.json").write_text("{")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(made[1], "save_pretrained", killed)
+        with pytest.raises(KeyboardInterrupt):
+            models.save_whole(*made, tmp_path / "start")
+    assert not (tmp_path / "start").exists()
+    models.load(models.save_whole(*made, tmp_path / "start"))
+    assert [path.name for path in tmp_path.iterdir()] == ["start"]
+
+
 def test_weights_and_training_come_from_the_seed_and_leave_torchs_stream_alone():
     torch.manual_seed(5)
     before = torch.get_rng_state()

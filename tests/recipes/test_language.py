@@ -111,10 +111,16 @@ def test_from_the_command_line_and_then_decoded(model, tmp_path, capsys):
     words = ["--against", str(model), "--temperatures", "0", "1", "--samples", "8", "--k", "1", "8", "--quiet", "--out", str(tmp_path)]
     assert cli.main(["train", "decode", "--model", str(folder / "model"), *words]) == 0
     (folder,) = tmp_path.glob("decode-*")
+    assert capsys.readouterr().err == ""
     lines = [line for line in read_records(folder).lines if "temperature" in line]
     assert [(line["step"], line["member"], line["temperature"]) for line in lines] == [(1, 0, 0.0), (1, 1, 0.0), (2, 0, 1.0), (2, 1, 1.0)]
     assert all(line["distinct"] <= 1 and line["pass@1"] == line["pass@8"] for line in lines[:2])  # temperature 0 gives one answer
     assert all(line["pass@8"] >= line["pass@1"] for line in lines)
+    plots = {plot["title"]: plot["series"] for plot in json.loads((folder / "plots.json").read_text())}
+    assert list(plots) == ["Quality and diversity", "Different right answers", "pass@1", "pass@8"]
+    for member, series in enumerate(plots["Quality and diversity"]):
+        own = [line for line in lines if line["member"] == member]
+        assert (series["x"], series["y"]) == ([line["distinct"] for line in own], [line["pass@1"] for line in own]) and series["text"] == ["0", "1"]
     assert cli.main(["train", "--resume", str(folder), "--quiet"]) == 0
 
 
@@ -125,7 +131,7 @@ def test_a_dry_run_keeps_nothing(model, tmp_path):
 
 @pytest.fixture(scope="module")
 def spoilt(model, tmp_path_factory):
-    """Folders of the same model with a tokenizer that cannot pad, and with one whose pad token the model does not have."""
+    """Folders of the same model without weights, with a tokenizer that cannot pad, and with one whose pad token the model does not have."""
     from entreg.lm import models
 
     folders = {}
@@ -135,6 +141,9 @@ def spoilt(model, tmp_path_factory):
         tokenizer = models.load_tokenizer(model)
         change(tokenizer)
         tokenizer.save_pretrained(folders[name])
+    folders["HOLLOW"] = tmp_path_factory.mktemp("HOLLOW")
+    shutil.copytree(model, folders["HOLLOW"], dirs_exist_ok=True)
+    (folders["HOLLOW"] / "model.safetensors").unlink()
     return folders
 
 
@@ -154,7 +163,11 @@ def spoilt(model, tmp_path_factory):
         ("dpo --coef PI(6,1,1,(0,1))", "its target is 6; legal is 0 <= target < 5.55296"),
         ("rlhf --coef Thermostat(6,0.1)", "its target is 6; legal is 0 <= target < 5.55296"),
         ("grpo --model nowhere", "model: 'nowhere' is no folder on this machine"),
-        ("rlhf --reward-model nowhere", "model: 'nowhere' is no folder"),
+        ("rlhf --reward-model nowhere", "reward_model: 'nowhere' is no folder"),
+        ("rlhf --reward-model MODEL", "holds Qwen2ForCausalLM"),
+        ("sft --model HOLLOW", "holds no model.safetensors"),
+        ("grpo --model HOLLOW", "holds no model.safetensors"),
+        ("grpo --beta inf", "beta is inf; legal are finite numbers from 0"),
         ("decode", "model: '' is no folder"),
         ("decode --model MODEL --k 1 100", "k is (1, 100)"),
         ("decode --model MODEL --temperatures -1", "temperatures is (-1.0,)"),
@@ -179,6 +192,92 @@ def test_wrong_words_are_one_line_and_leave_nothing(words, message, model, spoil
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_evaluations_on_the_way_change_nothing_else(model, tmp_path):
+    recipe, one = config("sft", model=str(model), accumulation=1)
+    plain, judged = (recipe.train(one, Run(RunSettings(out=tmp_path / name, quiet=True, eval_every=every))) for name, every in (("plain", None), ("judged", 2)))
+    steps = [[line["step"] for line in read_records(run.folder).lines if "eval/pass@1" in line] for run in (plain, judged)]
+    assert steps == [[0, 6], [0, 2, 4, 6]] and plain.metrics == judged.metrics
+
+
+def test_a_first_target_is_said_where_nothing_was_controlled(model, tmp_path):
+    for coef, said in (("0", True), ("0.1", False)):
+        run = trained("sft", tmp_path / coef, model=str(model), coef=coef, steps=10, accumulation=1)
+        assert any(line.get("event") == "target" for line in read_records(run.folder).lines) == said
+
+
+class Caught(Exception):
+    """What a trainer would have been told."""
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "settings", "told"),
+    [
+        (
+            "grpo",
+            "GRPOConfig",
+            {"clip": 0.1, "clip_high": 0.28, "top_entropy": 0.2, "iterations": 3, "beta": 0.04, "temperature": 0.7, "accumulation": 5},
+            {"epsilon": 0.1, "epsilon_high": 0.28, "top_entropy_quantile": 0.2, "num_iterations": 3, "beta": 0.04, "temperature": 0.7, "num_generations": 4}
+            | {"gradient_accumulation_steps": 5, "per_device_train_batch_size": 8, "max_steps": 6, "top_k": 0},
+        ),
+        ("rlhf", "RLOOConfig", {"clip": 0.1, "beta": 0.7, "reward_model": "REWARD"}, {"epsilon": 0.1, "beta": 0.7, "num_generations": 4, "top_k": 0}),
+        ("dpo", "DPOConfig", {"beta": 0.3, "learning_rate": 0.5}, {"beta": 0.3, "learning_rate": 0.5}),
+    ],
+)
+def test_flags_reach_the_trainer(name, arguments, settings, told, model, tmp_path, monkeypatch):
+    from entreg.lm import models
+
+    def catch(**given):
+        raise Caught(given)
+
+    monkeypatch.setattr(importlib.import_module(f"entreg.recipes.{name}"), arguments, catch)
+    if "reward_model" in settings:
+        settings = {**settings, "reward_model": str(models.save(*models.load(model, scores=True), tmp_path / "reward"))}
+    with pytest.raises(Caught) as caught:
+        trained(name, tmp_path / "runs", model=str(model), **settings)
+    assert caught.value.args[0].items() >= told.items()
+
+
+class Impatient(Run):
+    """Is to stop before anything has begun."""
+
+    def start(self, *given, **how):
+        super().start(*given, **how)
+        self.stop("enough")
+
+    def hurry(self):
+        raise SystemExit(143)
+
+
+def test_a_reward_model_in_training_stops_with_the_run(model, tmp_path):
+    stopped = trained("rlhf", tmp_path, Impatient, model=str(model))
+    assert (stopped.stopped, stopped.step) == ("enough", 0) and not (stopped.folder / "reward").exists()
+
+
+def test_a_warm_up_ends_with_the_run_while_its_rows_are_made_and_in_each_batch(tmp_path):
+    from entreg.lm import arithmetic
+    from entreg.lm import start as warm
+
+    with pytest.raises(SystemExit):
+        trained("sft", tmp_path, Impatient, warm_up=3)
+    asked = []
+    warm.beginner(arithmetic.make("split"), 0, steps=33, width=16, pause=lambda: asked.append(1))
+    assert len(asked) == 33 + 2
+
+
+def test_a_reward_model_reads_with_its_own_tokenizer(model, tmp_path, monkeypatch):
+    from entreg.lm import arithmetic, models
+
+    words = models.byte_tokenizer(arithmetic.texts(arithmetic.make("split")))
+    words.add_tokens(["0+"])
+    models.save(models.tiny_model(words, width=16), words, tmp_path / "body")
+    models.save(*models.load(tmp_path / "body", scores=True), tmp_path / "reward")
+    recipe, seen = importlib.import_module("entreg.recipes.rlhf"), []
+    scored = recipe.scored
+    monkeypatch.setattr(recipe, "scored", lambda network, tokenizer: seen.append(tokenizer("0+4")["input_ids"]) or scored(network, tokenizer))
+    trained("rlhf", tmp_path / "runs", model=str(model), reward_model=str(tmp_path / "reward"), steps=1)
+    assert seen == [words("0+4")["input_ids"]] and len(seen[0]) < 3
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(model, tmp_path):

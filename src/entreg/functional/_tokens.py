@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,10 +15,12 @@ from entreg.functional._softmax import FLOOR, softmax_renyi
 from entreg.functional.families import Family
 from entreg.kernels import truncation
 from entreg.kernels.autograd import Task, shown
+from entreg.kernels.parallel import is_group
 from entreg.kernels.rows import Rows, Spec, capped
 
 Field = Literal["log_prob", "entropy", "shannon", "varentropy", "collision", "lse"]
 FIELDS: tuple[Field, ...] = ("log_prob", "entropy", "shannon", "varentropy", "collision", "lse")
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class TokenStats(NamedTuple):
@@ -62,14 +65,18 @@ class Options(NamedTuple):
 
 def request(shape: torch.Size, dtype: torch.dtype, device: torch.device, targets: Tensor | None, options: Options) -> Request:
     """The request for logits of a shape `[*, V]`; ValueError for what is not legal."""
-    fields = tuple(options.fields)
-    if isinstance(options.fields, str) or not fields or any(field not in FIELDS for field in fields):
+    fields = () if options.fields is None or isinstance(options.fields, str) else tuple(options.fields)
+    if not fields or any(field not in FIELDS for field in fields):
         raise ValueError(f"fields: got {options.fields!r}, legal is a sequence of some of {', '.join(FIELDS)}")
-    if not dtype.is_floating_point or len(shape) == 0 or shape[-1] == 0:
-        raise ValueError(f"logits: got shape {tuple(shape)} of {dtype}, legal is a floating tensor [*, V] with V >= 1")
-    if options.softcap is not None and not 0 < options.softcap < math.inf:
-        raise ValueError(f"softcap: got {options.softcap}, legal is a finite number > 0, or None")
+    if dtype not in FLOATS or len(shape) == 0 or shape[-1] == 0:
+        raise ValueError(f"logits: got shape {tuple(shape)} of {dtype}, legal is a floating tensor [*, V] with V >= 1, float16 to float64")
+    if not isinstance(options.family, Family):
+        raise TypeError(f"family: got {options.family!r}, legal is a Family, such as SHANNON or renyi(2)")
+    if options.softcap is not None and not (_number(options.softcap) and 0 < options.softcap < math.inf):
+        raise ValueError(f"softcap: got {options.softcap!r}, legal is a finite number > 0, or None")
     truncated = _truncation(options)
+    if options.group is not None and not is_group(options.group):
+        raise ValueError(f"group: got {options.group!r}, legal is a process group of torch.distributed that this process belongs to, or None")
     order = options.family.order
     order = 0.0 if order < 1e-37 else math.inf if order > 1e37 else order
     entropy, plain_shannon = "entropy" in fields, order == 1 and truncated is None
@@ -94,11 +101,22 @@ def request(shape: torch.Size, dtype: torch.dtype, device: torch.device, targets
     return Request(fields, options.family, shape[:-1], torch.promote_types(dtype, torch.float32), task)
 
 
+def tensors(**given: object) -> None:
+    """TypeError for the first that is no tensor."""
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: got {type(value).__name__}, legal is a tensor")
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
 def _truncation(options: Options) -> truncation.Truncation | None:
-    if options.top_p is not None and not 0 < options.top_p <= 1:
-        raise ValueError(f"top_p: got {options.top_p}, legal is 0 < top_p <= 1")
-    if options.clamp is not None and not 0 <= options.clamp < 1:
-        raise ValueError(f"clamp: got {options.clamp}, legal is 0 <= clamp < 1")
+    if options.top_p is not None and not (_number(options.top_p) and 0 < options.top_p <= 1):
+        raise ValueError(f"top_p: got {options.top_p!r}, legal is a number, 0 < top_p <= 1")
+    if options.clamp is not None and not (_number(options.clamp) and 0 <= options.clamp < 1):
+        raise ValueError(f"clamp: got {options.clamp!r}, legal is a number, 0 <= clamp < 1")
     if options.top_p is None and options.clamp is None:
         return None
     if options.top_p is not None and options.clamp is not None:
@@ -113,6 +131,9 @@ def _targets(shape: torch.Size, targets: Tensor | None, needed: bool, options: O
         if needed:
             raise ValueError("targets: got None, legal for the field log_prob is an integer tensor; without targets ask for others: fields=['entropy']")
         return None, None
+    tensors(targets=targets)
+    if not isinstance(options.ignore_index, (int, np.integer)) or isinstance(options.ignore_index, bool):
+        raise ValueError(f"ignore_index: got {options.ignore_index!r}, legal is an integer")
     if targets.shape != shape[:-1] or targets.is_floating_point() or targets.dtype == torch.bool:
         raise ValueError(f"targets: got shape {tuple(targets.shape)} of {targets.dtype}, legal is an integer tensor of shape {tuple(shape[:-1])}")
     index = targets.reshape(-1).long()
@@ -129,8 +150,8 @@ def _targets(shape: torch.Size, targets: Tensor | None, needed: bool, options: O
 def _scale(batch: torch.Size, device: torch.device, temperature: float | Tensor, dtype: torch.dtype) -> Tensor:
     legal = f"legal is a number > 0, or a tensor of them that broadcasts to {tuple(batch)}"
     if not isinstance(temperature, Tensor):
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature: got {temperature}, {legal}")
+        if not (_number(temperature) and 0 < temperature < math.inf and 1 / temperature <= torch.finfo(dtype).max):
+            raise ValueError(f"temperature: got {temperature!r}, {legal}")
         return torch.full((batch.numel(),), 1 / temperature, dtype=dtype, device=device)
     if temperature.requires_grad:
         raise ValueError("temperature: got a tensor that requires grad, legal is a constant: no gradient with respect to it is computed")
@@ -146,6 +167,7 @@ def _support(shape: torch.Size, support: Tensor | None) -> Tensor | None:
     """`[1, V]` where all tokens share it, otherwise `[N, V]`."""
     if support is None:
         return None
+    tensors(support=support)
     if support.dtype != torch.bool:
         raise ValueError(f"support: got {support.dtype}, legal is a boolean tensor, True where the class exists")
     try:

@@ -48,6 +48,7 @@ def token_backend(logits: Float[Tensor, "*batch V"], *, inplace: bool = False, g
     >>> token_backend(torch.zeros(8, 32))
     Backend(name='reference', why='32 classes: the plain path is the fastest up to 64')
     """
+    _tokens.tensors(logits=logits)
     n, classes = logits.numel(), logits.shape[-1]
     if inplace or group is not None:
         return _streaming(logits, f"{'inplace' if inplace else 'group'}: not in plain torch; ")
@@ -127,6 +128,7 @@ def token_stats(
     Source: Shannon 1948, section 6, and Rényi 1961, eq. 1.21, by partial sums that are merged as in Milakov and Gimelshein 2018, "Online normalizer calculation
     for softmax".
     """
+    _tokens.tensors(logits=logits)
     options = Options(fields, family, temperature, softcap, support, top_p, clamp, ignore_index, group, inplace)
     ask = _tokens.request(logits.shape, logits.dtype, logits.device, targets, options)
     chosen = _chosen(logits, backend, group, inplace)
@@ -171,7 +173,7 @@ def linear_token_stats(
 
     The forward holds the logits of `chunk` tokens (default: what fits 25 MB, 640 MB on a GPU), the backward computes them again by blocks of classes: four
     products of matrices. Where the loss is a sum over tokens, `linear_token_loss` takes three. Gradients go to hidden, weight and bias; with `group` (weight is
-    this rank's rows) that of hidden is summed over ranks. The weight is cast to hidden's dtype. Raises ValueError as `token_stats` does.
+    this rank's rows) that of hidden is summed over ranks. The weight is cast to hidden's dtype. Raises as `token_stats` does.
 
     >>> import torch
     >>> from entreg.functional import linear_token_stats
@@ -213,8 +215,8 @@ def linear_token_loss(
     tokens, divided at most by a number known beforehand, which needs gradients through `stats` only. `chunk` is the number of tokens at a time, or one number
     for each chunk, so that what belongs together (the sequences of a DPO pair) stays together; default: what fits 25 MB, 640 MB on a GPU. The loss is
     differentiable once; its gradients are computed now, and kept. The weight's gradient is summed over chunks in its own dtype unless `accumulate` names a
-    wider one. The returned statistics are constants. `debug` compares loss and gradients with those of one chunk in plain torch. Raises ValueError as
-    `token_stats` does, for a loss that is no scalar or needs gradients elsewhere, and where `debug` finds a difference.
+    wider one. The returned statistics are constants. `debug` compares loss and gradients with those of one chunk in plain torch. Raises as
+    `token_stats` does; ValueError for a loss that is no scalar or needs gradients elsewhere, and where `debug` finds a difference.
 
     >>> import torch
     >>> from entreg.functional import linear_token_loss
@@ -229,8 +231,10 @@ def linear_token_loss(
     options = Options(fields, family, temperature, softcap, support, top_p, clamp, ignore_index, group)
     ask, states, weight, bias = _head(hidden, weight, bias, targets, options)
     sizes = head.chunks(len(states), weight, chunk)
-    if accumulate is not None and not (accumulate.is_floating_point and torch.finfo(accumulate).bits >= torch.finfo(weight.dtype).bits):
-        raise ValueError(f"accumulate: got {accumulate}, legal is a floating dtype at least as wide as {weight.dtype}")
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn: got {loss_fn!r}, legal is a function (stats, tokens) -> scalar")
+    if accumulate is not None and not (accumulate in _tokens.FLOATS and torch.finfo(accumulate).bits >= torch.finfo(weight.dtype).bits):
+        raise ValueError(f"accumulate: got {accumulate!r}, legal is a floating dtype at least as wide as {weight.dtype}")
 
     def objective(rows: Rows, tokens: slice) -> Tensor:
         return loss_fn(_tokens.to_stats(rows, ask, torch.Size([tokens.stop - tokens.start])), tokens)
@@ -243,6 +247,10 @@ def linear_token_loss(
 
 def _head(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor | None, options: Options) -> tuple[Request, Tensor, Tensor, Tensor | None]:
     """The request, hidden states [N, D], weight and bias in their dtype."""
+    _tokens.tensors(hidden=hidden, weight=weight, **({} if bias is None else {"bias": bias}))
+    for name, tensor in (("hidden", hidden), ("weight", weight)):
+        if tensor.dtype not in _tokens.FLOATS:
+            raise ValueError(f"{name}: got {tensor.dtype}, legal is a floating dtype, float16 to float64")
     if hidden.ndim == 0 or weight.ndim != 2 or hidden.shape[-1] != weight.shape[1]:
         raise ValueError(f"weight: got shape {tuple(weight.shape)} for hidden {tuple(hidden.shape)}, legal is [V, D] for [*, D]")
     if bias is not None and bias.shape != weight.shape[:1]:

@@ -90,6 +90,7 @@ class Attached:
         self._share: Share | None = None
         self.drive: Drive | None = None  # who drove entropy in the last step, where shares are measured
         self._record: dict[str, float] = {}
+        self._signals: dict[str, float] = {}
         trainer.compute_loss, trainer.get_batch_samples = self._loss, self._batches
         trainer.add_callback(Clock(self))
 
@@ -167,7 +168,7 @@ class Attached:
 
     def step(self, state: Any) -> None:
         """One controller step at the end of an optimizer step."""
-        signals = _signals(self.trainer, state)
+        self._signals = signals = _signals(self.trainer, state, self._signals)
         if self._share is not None:
             signals["grad_share"] = self._share.entropy
         used = self.regularizer.coef
@@ -201,12 +202,13 @@ def _window_mask(inputs: Mapping[str, Any]) -> Tensor:
     return torch.as_tensor(mask != 0)
 
 
-def _signals(trainer: Any, state: Any) -> dict[str, float]:
-    """What controllers may read of this step."""
+def _signals(trainer: Any, state: Any, before: Mapping[str, float]) -> dict[str, float]:
+    """What controllers may read of this step; rewards of answers that are trained on again (`num_iterations`) are those of the step that drew them."""
     metrics, signals = trainer._metrics["train"], {"progress": state.global_step / max(1, state.max_steps)}
     for name in ("reward", "kl"):
-        if metrics.get(name) and math.isfinite(metrics[name][-1]):
-            signals[name] = float(metrics[name][-1])
+        value = metrics[name][-1] if metrics.get(name) else before.get(name, math.nan)
+        if math.isfinite(value):
+            signals[name] = float(value)
     return signals
 
 

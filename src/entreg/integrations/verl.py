@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from entreg import spelling
+from entreg import spelling, targets
 from entreg.control import Controller
 from entreg.regularizer import EntropyRegularizer
 
@@ -114,6 +114,18 @@ def controlled_worker(base: type, controller: Controller[Any] | float) -> type:
     return ControlledWorker
 
 
+def controller_of(text: str) -> Controller[Any]:
+    """The controller that a text spells.
+
+    Raises: `ValueError` for what is none, leaves something open, or reads what an actor of verl does not measure.
+    """
+    controller = spelling.parse_controller(text)
+    controller.init()
+    if missing := targets.needs(controller):
+        raise ValueError(f"{text} reads {', '.join(missing)}, which a loss of verl does not see; legal are schedules and rules of entropy")
+    return controller
+
+
 def plugin() -> None:
     """Puts the controller that the environment variable spells into verl's actor worker; called when verl is imported.
 
@@ -129,8 +141,7 @@ def plugin() -> None:
 
         if not verl.__version__.startswith(VERSIONS):
             raise ValueError(f"verl: version {verl.__version__}; legal is {VERSIONS[0]}*, whose seams are known")
-        controller = spelling.parse_controller(text)
-        controller.init()
+        controller = controller_of(text)
         ActorRolloutRefWorker.actor_worker_cls = controlled_worker(TrainingWorker, controller)
     except Exception as error:
         print(f"entreg: {VARIABLE}: {error}", file=sys.stderr)

@@ -28,7 +28,7 @@ def chunks(n: int, weight: Tensor, wanted: int | Sequence[int] | None) -> list[s
     Raises: `ValueError` for a size below 1, and for sizes that do not add up to the number of tokens.
     """
     if wanted is None or isinstance(wanted, int):
-        if wanted is not None and wanted < 1:
+        if wanted is not None and (isinstance(wanted, bool) or wanted < 1):
             raise ValueError(f"chunk: got {wanted}, legal is a number >= 1, or the sizes of all chunks")
         largest = max(1, _room(weight) // (weight.shape[0] * weight.element_size())) if wanted is None else wanted
         count = max(1, -(-n // largest))

@@ -15,6 +15,11 @@ from entreg.kernels.rows import Parts, Spec, merge
 Group = Any  # torch.distributed.ProcessGroup, which a torch built without it does not have
 
 
+def is_group(group: object) -> bool:
+    """Whether it is a process group, one that this process belongs to."""
+    return dist.is_available() and isinstance(group, dist.ProcessGroup)
+
+
 def offset(group: Group, classes: int) -> int:
     """The number of this rank's first class."""
     return 0 if group is None else dist.get_rank(group) * classes

@@ -69,7 +69,7 @@ def check(config: LanguageConfig, gives: tuple[str, ...]) -> Task:
         raise ValueError(f"warm_up is {config.warm_up}; legal are integers from 0")
     if config.model is not None:
         models.check_path(config.model)
-        models.load_tokenizer(config.model)
+        models.check_texts(config.model, arithmetic.texts(task))
     closed = controller(config, config.steps)
     if missing := targets.needs(closed) - {"grad_share", "progress", *gives}:
         raise ValueError(

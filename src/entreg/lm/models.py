@@ -5,7 +5,9 @@ Nothing is downloaded: a path is a folder on this machine.
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every trainer that is made, and waits for the network
 
 import torch
+from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
@@ -24,6 +27,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+WHOLE = "legal is a folder written by save_pretrained of a model and its tokenizer"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")  # as transformers looks for them
 PAD, END = "<|pad|>", "<|end|>"
 BYTES = 256
 
@@ -66,6 +71,15 @@ def save(model: Any, tokenizer: Any, folder: Path) -> Path:
     return folder
 
 
+def save_whole(model: Any, tokenizer: Any, folder: Path) -> Path:
+    """As `save`, into a folder that is there only once everything is: what was half written before is thrown away."""
+    half = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(half, ignore_errors=True)
+    save(model, tokenizer, half)
+    half.rename(folder)
+    return folder
+
+
 def load(path: str | os.PathLike[str], *, scores: bool = False, seed: int = 0) -> tuple[Any, Any]:
     """Model and tokenizer of a folder on this machine; with `scores` the model gives one number a sequence (a reward model, its head
     drawn from the seed where it has none).
@@ -77,7 +91,9 @@ def load(path: str | os.PathLike[str], *, scores: bool = False, seed: int = 0) -
     if scores:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, local_files_only=True, dtype=torch.float32), tokenizer
+            network = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, local_files_only=True, dtype=torch.float32)
+        network.config.pad_token_id = tokenizer.pad_token_id  # where a sequence ends, and many configurations do not say
+        return network, tokenizer
     return AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=torch.float32), tokenizer
 
 
@@ -89,10 +105,32 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Any:
         raise ValueError(f"{where} has no pad token; legal is one that has: set tokenizer.pad_token (not to the end token) and save it again")
     if tokenizer.pad_token == tokenizer.eos_token:
         raise ValueError(f"{where} pads with its end token {tokenizer.eos_token!r}, so that no end would be learnt; legal is a pad token of its own")
-    if tokenizer.pad_token_id >= classes(path):
-        has = f"pads with {tokenizer.pad_token!r}, token {tokenizer.pad_token_id}, and the model has {classes(path)} tokens"
-        raise ValueError(f"{where} {has}; legal is a pad token that the model has: resize_token_embeddings, and save both again")
+    if tokenizer.eos_token is None:
+        raise ValueError(f"{where} has no end token, so that no answer would end; legal is one that has: set tokenizer.eos_token and save it again")
+    for does, token, number in (("pads", tokenizer.pad_token, tokenizer.pad_token_id), ("ends", tokenizer.eos_token, tokenizer.eos_token_id)):
+        if number >= classes(path):
+            has = f"{does} with {token!r}, token {number}, and the model has {classes(path)} tokens"
+            raise ValueError(f"{where} {has}; legal is a token that the model has: resize_token_embeddings, and save both again")
     return tokenizer
+
+
+def check_texts(path: str | os.PathLike[str], texts: Iterable[str]) -> None:
+    """ValueError unless the tokenizer of a folder writes these texts in tokens that its model has."""
+    written, most = list(texts), classes(path)
+    for text, tokens in zip(written, load_tokenizer(path)(written, add_special_tokens=False)["input_ids"], strict=True):
+        if not tokens or max(tokens) >= most:
+            wrote = f"writes {text!r} as {tokens}, and the model has the tokens 0 to {most - 1}"
+            raise ValueError(f"model: the tokenizer of {os.fspath(path)!r} {wrote}; legal is the tokenizer that was saved with the model")
+
+
+def check_scores(path: str | os.PathLike[str]) -> None:
+    """ValueError unless a folder holds a reward model: one whose head gives one number a sequence, not a head that would be drawn."""
+    check_path(path, "reward_model")
+    config = AutoConfig.from_pretrained(path, local_files_only=True)
+    kinds = config.architectures or []
+    if config.num_labels != 1 or not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        got = f"{os.fspath(path)!r} holds {', '.join(kinds) or 'no architecture'} with {config.num_labels} labels"
+        raise ValueError(f"reward_model: {got}; legal is a model for sequence classification with one label, such as runs/<run>/reward")
 
 
 def classes(path: str | os.PathLike[str] | None) -> int:
@@ -100,13 +138,33 @@ def classes(path: str | os.PathLike[str] | None) -> int:
     return BYTES + 2 if path is None else int(AutoConfig.from_pretrained(path, local_files_only=True).get_text_config().vocab_size)
 
 
-def check_path(path: str | os.PathLike[str]) -> None:
-    """ValueError unless `path` is a folder that holds a model and a tokenizer."""
+def check_path(path: str | os.PathLike[str], flag: str = "model") -> None:
+    """ValueError, naming the flag, unless `path` is a folder that holds a model and a tokenizer."""
     folder = Path(path)
     if not os.fspath(path) or not folder.is_dir():
         raise ValueError(
-            f"model: {os.fspath(path)!r} is no folder on this machine; legal is the path of a saved model, such as runs/<run>/model (nothing is downloaded)"
+            f"{flag}: {os.fspath(path)!r} is no folder on this machine; legal is the path of a saved model, such as runs/<run>/model (nothing is downloaded)"
         )
     for name in ("config.json", "tokenizer_config.json"):
         if not (folder / name).is_file():
-            raise ValueError(f"model: {os.fspath(path)!r} holds no {name}; legal is a folder written by save_pretrained of a model and its tokenizer")
+            raise ValueError(f"{flag}: {os.fspath(path)!r} holds no {name}; {WHOLE}")
+    _check_weights(folder, flag)
+
+
+def _check_weights(folder: Path, flag: str) -> None:
+    """ValueError where weights are absent, parts of them missing, or cut short."""
+    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if found is None:
+        raise ValueError(f"{flag}: {os.fspath(folder)!r} holds no {WEIGHTS[0]}; {WHOLE}")
+    files = [found]
+    if found.suffix == ".json":
+        files = [folder / name for name in sorted(set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values()))]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise ValueError(f"{flag}: {os.fspath(folder)!r} holds no {missing[0]}; {WHOLE}")
+    for file in files:
+        try:
+            if file.suffix == ".safetensors":
+                with safe_open(file, "pt"):
+                    pass
+        except SafetensorError as error:
+            raise ValueError(f"{flag}: {os.fspath(file)!r} cannot be read: {error}; {WHOLE}") from None

@@ -103,7 +103,7 @@ def begun(recipe: str, config: LanguageConfig, task: Task, run: Run | None) -> I
         folder = Path(here().first(str(run.folder.absolute())))
         beginning = folder / "start" if config.model is None else Path(config.model)
         if here().part.rank == 0:
-            start.prepared(config.model, task, run.settings.seed, folder / "start", steps=config.warm_up)
+            start.prepared(config.model, task, run.settings.seed, folder / "start", steps=config.warm_up, pause=run.hurry)
         here().first(None)  # it lies there now
         yield Begun(run, config, task, steps, folder, beginning, rule, spelling.parse_family(config.family))
 
@@ -128,11 +128,24 @@ def quiet() -> Iterator[None]:
         logging.getLogger("accelerate").setLevel(level)
 
 
-class Books(TrainerCallback):  # type: ignore[misc]
-    """Writes what a trainer logs as records, and takes checkpoints and stops from the run."""
+class Stops(TrainerCallback):  # type: ignore[misc]
+    """Ends a trainer where the run is to end."""
 
-    def __init__(self, run: Run, record: Record) -> None:
-        self._run, self._record = run, record
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        reason = here().agree(self._run.stopping(), False)[0]
+        if reason is not None:
+            self._run.stop(reason)
+            control.should_training_stop = True
+
+
+class Books(TrainerCallback):  # type: ignore[misc]
+    """Writes what a trainer logs and what `evaluate` finds as records, and takes checkpoints and stops from the run."""
+
+    def __init__(self, run: Run, record: Record, evaluate: Record) -> None:
+        self._run, self._record, self._evaluate = run, record, evaluate
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
         logs = logs or {}
@@ -144,10 +157,14 @@ class Books(TrainerCallback):  # type: ignore[misc]
         self._run.check_finite(state.global_step, **{name: torch.tensor(values[name]) for name in ("loss", "grad_norm") if name in values})
         self._run.log(state.global_step, **values)
         seen = [float(line["entreg/entropy"]) for line in state.log_history if "entreg/entropy" in line]  # it survives a resumption
-        if state.global_step == FIRST == len(seen):
+        free = not any(float(line["entreg/coef"]) for line in state.log_history if "entreg/coef" in line)  # what control has changed says nothing of a target
+        if state.global_step == FIRST == len(seen) and free:
             mean = sum(seen) / FIRST
             say = f"mean entropy of the first {FIRST} steps: {mean:.4g} nats a token; to hold {START} of it: --coef 'TargetEntropy({START * mean:.3g})'"
             self._run.event(FIRST, "target", say)
+        every = self._run.settings.eval_every
+        if every is not None and state.global_step % every == 0 and state.global_step < state.max_steps:
+            self._run.log(state.global_step, **self._evaluate())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         reason, due = here().agree(self._run.stopping(), self._run.due())
@@ -169,11 +186,15 @@ def conduct(begun: Begun, trainer: Any, record: Record) -> Summary:
     """
     run, folder = begun.run, begun.folder
     judge = sampling.judging(begun.task, trainer.processing_class, begun.config.eval_samples, begun.seed)
+
+    def judged() -> dict[str, float]:
+        return {f"eval/{name}": value for name, value in judge(trainer.model).items()}
+
     state, following = here().first(run.restore()), f"entreg train decode --model {folder / 'model'}"
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Books(run, record))
+    trainer.add_callback(Books(run, record, judged))
     if state is None:
-        run.log(0, **_named(judge(trainer.model)))
+        run.log(0, **judged())
     if state is None or not state["complete"]:
         trainer.train(resume_from_checkpoint=None if state is None else str(folder / "trainer" / state["trainer"]))
     else:
@@ -181,14 +202,11 @@ def conduct(begun: Begun, trainer: Any, record: Record) -> Summary:
     step = int(trainer.state.global_step)
     if run.stopping() is not None:
         return run.finish(step, {})
-    metrics = dict(judge(trainer.model))
-    run.log(step, **_named(metrics))
+    found = judged()
+    metrics = {name.removeprefix("eval/"): value for name, value in found.items()}
+    run.log(step, **found)
     if trainer.accelerator.is_main_process:
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder / "model")
         trainer.processing_class.save_pretrained(folder / "model")
     run.checkpoint(step, lambda: {"step": step, "trainer": "", "complete": True, "metrics": metrics}, force=True)
     return run.finish(step, metrics, following)
-
-
-def _named(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {f"eval/{name}": value for name, value in metrics.items()}

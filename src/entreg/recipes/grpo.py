@@ -54,7 +54,9 @@ class Config(LanguageConfig):
 def check_grpo(config: Config) -> None:
     """ValueError for settings that make no sense, naming the flag."""
     check_group(config.group, config.batch_size)
-    for name, most in (("beta", float("inf")), ("clip", 1.0), ("clip_high", float("inf"))):
+    if not 0 <= config.beta < float("inf"):
+        raise ValueError(f"beta is {config.beta}; legal are finite numbers from 0")
+    for name, most in (("clip", 1.0), ("clip_high", float("inf"))):
         if not 0 <= getattr(config, name) <= most:
             raise ValueError(f"{name} is {getattr(config, name)}; legal are numbers from 0{' to 1' if most == 1 else ''}")
     if not 0 < config.top_entropy <= 1:

@@ -57,7 +57,7 @@ def check_rlhf(config: Config) -> None:
     if not 0 <= config.clip <= 1:
         raise ValueError(f"clip is {config.clip}; legal are numbers from 0 to 1")
     if config.reward_model is not None:
-        models.check_path(config.reward_model)
+        models.check_scores(config.reward_model)
 
 
 def train(config: Config, run: Run | None = None) -> Summary:
@@ -66,12 +66,14 @@ def train(config: Config, run: Run | None = None) -> Summary:
     check_rlhf(config)
     with running.begun("rlhf", config, task, run) as begun:
         scores = Path(config.reward_model) if config.reward_model is not None else reward_model(begun, config)
+        if begun.run.stopping() is not None:
+            return begun.run.finish(0, {})
         network, tokenizer = models.load(begun.beginning)
-        judge, _ = models.load(scores, scores=True)
+        judge, words = models.load(scores, scores=True)
         cls, kind = (RLOOTrainer, RLOOConfig) if config.algorithm == "rloo" else (GRPOTrainer, GRPOConfig)
         trainer = cls(
             model=network,
-            reward_funcs=scored(judge.eval(), tokenizer),
+            reward_funcs=scored(judge.eval(), words),
             args=kind(
                 **begun.arguments(),
                 num_generations=config.group,
@@ -88,7 +90,10 @@ def train(config: Config, run: Run | None = None) -> Summary:
 
 
 def reward_model(begun: running.Begun, config: Config) -> Path:
-    """A reward model trained from preference pairs on the starting model's body, saved in `reward/` of the run; its accuracy on new pairs is an event."""
+    """A reward model trained from preference pairs on the starting model's body, saved in `reward/` of the run; its accuracy on new pairs is an event.
+
+    Where the run is to stop, training does, and nothing is saved.
+    """
     folder = begun.folder / "reward"
     if (folder / "config.json").is_file():  # of this run before it was resumed
         return folder
@@ -98,13 +103,16 @@ def reward_model(begun: running.Begun, config: Config) -> Path:
     rows = arithmetic.pairs(begun.task, config.batch_size * steps * here().part.of, begun.seed)
     trainer = RewardTrainer(model=network, args=RewardConfig(**how), train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(running.Stops(begun.run))
     trainer.train()
+    if begun.run.stopping() is not None:
+        return folder
     fresh = arithmetic.pairs(begun.task, 256, begun.seed + 1)
     score, prompts = scored(network.eval(), tokenizer), [row["prompt"] for row in fresh]
     better = [one > other for one, other in zip(*(score(prompts, [row[name] for row in fresh]) for name in ("chosen", "rejected")), strict=True)]
     begun.run.event(0, "reward_model", f"the reward model orders {sum(better) / len(better):.1%} of 256 new pairs as they were preferred")
     if here().part.rank == 0:
-        models.save(network, tokenizer, folder)
+        models.save_whole(network, tokenizer, folder)
     here().first(None)  # it lies there now
     return folder
 

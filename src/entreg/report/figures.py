@@ -122,7 +122,20 @@ MORE = {
     "eval/random": ("Against a random player", "mean result"),
     "steps_per_second": ("Speed, all members together", "steps / s"),
 }
-STEPS = {"alphazero": "moves of a member", "maxent_irl": "gradient steps"}  # of recipes that do not count steps of environments
+LANGUAGE = ("sft", "grpo", "rlhf", "dpo")
+STEPS = {"alphazero": "moves of a member", "maxent_irl": "gradient steps", "decode": "place in the list of temperatures"}  # where no environment is stepped
+STEPS |= dict.fromkeys(LANGUAGE, "optimizer steps")
+OF_LANGUAGE = {  # what these words say of a language model
+    "return": Metric("return", "Reward", "reward", "Mean reward of the answers of the step."),
+    "kl": Metric("kl", "KL to the starting model", "KL (nats)", "How far the policy is from the model that it began as."),
+    "entropy": Metric("entropy", "Entropy", "entropy (nats a token)", "Shannon entropy of the next token, mean over tokens."),
+    "length": Metric("length", "Length of answers", "tokens"),
+    "grad_share/kl": Metric("grad_share/kl", "KL's share of the gradient", "share"),
+    "groups_without_signal": Metric("groups_without_signal", "Groups whose answers are worth the same", "share"),
+    "eval/distinct": Metric("eval/distinct", "Evaluation: different right answers", "answers a prompt"),
+    "eval/distinct/max": Metric("eval/distinct/max", "Evaluation: different right answers, of what samples could show", "share"),
+    "eval/entropy": Metric("eval/entropy", "Evaluation: entropy", "nats a token"),
+}
 
 
 class Style(NamedTuple):
@@ -200,6 +213,7 @@ def _target_stands_with(data: Data) -> str:
 
 def figure(data: Data, metric: Metric) -> Figure:
     """The figure of one metric."""
+    metric = OF_LANGUAGE.get(metric.name, metric) if data.config.get("recipe") in LANGUAGE else metric
     whole = curve(data.series[metric.name], points=400 if len(data.groups) <= 3 else 200)
     traces: list[dict[str, Any]] = []
     groups = list(zip(data.groups, styles(data.groups), strict=True))
