@@ -223,6 +223,8 @@ def test_in_place_overwrites_the_logits_and_whoever_saved_them_raises():
         token_stats(leaf, targets, inplace=True)
     with pytest.raises(ValueError, match="inplace: got expanded logits"):
         token_stats((leaf[:1] * 1).expand(5, -1), targets, inplace=True)
+    with pytest.raises(ValueError, match="inplace: got expanded logits"):
+        token_stats((leaf * 1).flatten().unfold(0, leaf.shape[1], 1)[:5], targets[:1].expand(5), inplace=True)
     with torch.no_grad():
         token_stats(leaf, targets, inplace=True)  # nothing will be overwritten
 

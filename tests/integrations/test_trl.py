@@ -188,6 +188,16 @@ def test_answers_that_are_trained_on_again_keep_their_reward(make, kind):
     assert kind == "grpo" or all("kl" in step for step in seen)
 
 
+def test_controllers_see_the_kl_of_the_whole_window(make):
+    one, seen = make("grpo", max_steps=2, beta=0.1, learning_rate=0.1, gradient_accumulation_steps=2, per_device_train_batch_size=4), []
+    attached = attach(one, Plateau(constant(0.1), 100))
+    inner = attached.regularizer.step
+    attached.regularizer.step = lambda **signals: seen.append((signals["kl"], list(one._metrics["train"]["kl"]))) or inner(**signals)
+    trainers.train(one)
+    kl, measured = seen[-1]
+    assert len(measured) == 2 and measured[0] != measured[1] and kl == pytest.approx(sum(measured) / 2)
+
+
 def test_resumed_training_is_uninterrupted(make, tmp_path):
     controller = TargetEntropy(2.0, lr=0.3, init_coef=0.01)
     how = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}

@@ -108,6 +108,20 @@ def tensors(**given: object) -> None:
             raise TypeError(f"{name}: got {type(value).__name__}, legal is a tensor")
 
 
+def overlaps(tensor: Tensor) -> bool:
+    """Whether elements may share memory, as those of expanded tensors and sliding windows do.
+
+    >>> overlaps(torch.zeros(3, 4).T), overlaps(torch.zeros(6).unfold(0, 3, 1)), overlaps(torch.zeros(1, 4).expand(3, 4))
+    (False, True, True)
+    """
+    reach = 0
+    for step, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and step <= reach:
+            return True
+        reach += step * (size - 1)
+    return False
+
+
 def _number(value: object) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 

@@ -134,12 +134,7 @@ def token_stats(
     chosen = _chosen(logits, backend, group, inplace)
     if chosen == "reference":
         return _tokens.plain(logits, ask)
-    if (
-        inplace
-        and torch.is_grad_enabled()
-        and logits.requires_grad
-        and (logits.is_leaf or any(step == 0 < size - 1 for step, size in zip(logits.stride(), logits.shape, strict=True)))
-    ):
+    if inplace and torch.is_grad_enabled() and logits.requires_grad and (logits.is_leaf or _tokens.overlaps(logits)):
         raise ValueError(f"inplace: got {'a leaf' if logits.is_leaf else 'expanded logits'}, legal is the result of an operation, in memory of its own")
     return _tokens.to_stats(token_rows(logits, ask.task, _kernels(logits, chosen)), ask, ask.shape)
 

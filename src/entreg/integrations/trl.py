@@ -203,10 +203,15 @@ def _window_mask(inputs: Mapping[str, Any]) -> Tensor:
 
 
 def _signals(trainer: Any, state: Any, before: Mapping[str, float]) -> dict[str, float]:
-    """What controllers may read of this step; rewards of answers that are trained on again (`num_iterations`) are those of the step that drew them."""
+    """What controllers may read of this step; rewards of answers that are trained on again (`num_iterations`) are those of the step that drew them.
+
+    TRL measures rewards, and RLOO's KL, once a generation, the KL of the others once a micro-batch: its mean over the window.
+    """
     metrics, signals = trainer._metrics["train"], {"progress": state.global_step / max(1, state.max_steps)}
+    window = {"kl": 1 if isinstance(trainer, RLOOTrainer) else trainer.args.gradient_accumulation_steps}
     for name in ("reward", "kl"):
-        value = metrics[name][-1] if metrics.get(name) else before.get(name, math.nan)
+        latest = metrics.get(name, [])[-window.get(name, 1) :]
+        value = sum(latest) / len(latest) if latest else before.get(name, math.nan)
         if math.isfinite(value):
             signals[name] = float(value)
     return signals
