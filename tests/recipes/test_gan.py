@@ -31,7 +31,7 @@ def test_the_annealed_parzen_term_covers_the_ring_in_every_seed(tmp_path):
     assert np.mean([row["high_quality"] for row in kept]) > max(0.6, np.mean([row["high_quality"] for row in plain])), rows
     assert {row["coef"] for row in rows} == {0.0}
     plots = json.loads((summary.folder / "plots.json").read_bytes())
-    assert [plot["title"] for plot in plots] == ["Samples: coef linear(0.3, 0), shannon", "Samples: coef 0, shannon", "Samples at each mode"]
+    assert [plot["title"] for plot in plots] == ["Samples: coef linear(0.3, 0), renyi(2)", "Samples: coef 0, renyi(2)", "Samples at each mode"]
     assert np.load(summary.folder / "samples.npz")["x"].shape == (6, 500, 2)
 
 
@@ -88,6 +88,11 @@ def test_each_bonus_is_its_entropy_and_reaches_the_generator():
             posterior = torch.softmax(-(torch.cdist(samples, fit.real.centres) ** 2) / (2 * fit.real.softness**2), -1).mean(0)
             torch.testing.assert_close(value, -posterior.square().sum().log())
             assert fit.families[0] == renyi(2)
+
+
+def test_parzen_is_named_by_its_own_entropy_and_trained_once():
+    fit = Gan(Config(bonus=("parzen", "knn"), family=("shannon", "renyi(3)"), coef=("0",), seeds=1), [0], 10)
+    assert [(one["bonus"], one["family"]) for one in fit.members] == [("parzen", "renyi(2)"), ("knn", "shannon"), ("knn", "renyi(3)")]
 
 
 def test_the_gradient_penalty_is_that_of_finite_differences():
