@@ -53,7 +53,8 @@ def test_clusters_are_lost_without_the_marginal_and_found_with_it(tmp_path, blob
     assert all(row["accuracy"] > 0.95 for row in others[-1]) and all(row["accuracy"] > 0.7 for row in others[0]), others
     assert np.load(summary.folder / "clusters.npz")["cluster"].shape == (len(rows), 120)
     plots = json.loads((summary.folder / "plots.json").read_bytes())
-    assert [plot["title"] for plot in plots][:2] == ["Shares of the clusters: coef 1.5, shannon", "Shares of the clusters: coef 0, shannon"]
+    assert [plot["title"] for plot in plots][:2] == ["Shares of the clusters: marginal 1.5, shannon", "Shares of the clusters: marginal 0, shannon"]
+    assert {"coef/marginal", "coef/conditional"} <= found[0].keys() and "coef" not in found[0], "which of the two entropies is weighed is said"
     assert np.sum([series["y"] for series in plots[0]["series"]], axis=0) == pytest.approx(1)
 
 
