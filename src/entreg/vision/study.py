@@ -234,7 +234,8 @@ class SemiStudy(Study):
         series = []
         for group, (name, of) in enumerate(loop.settings(self.members).items()):
             path = np.array([[row[member][1:] for member in of] for row in self.plane]).mean(1)
-            series.append({"name": name, "group": group, "x": path[:, 0].tolist(), "y": path[:, 1].tolist()})
+            words = ["start", *[""] * (len(path) - 2), "end"][-len(path) :]
+            series.append({"name": name, "group": group, "x": path[:, 0].tolist(), "y": path[:, 1].tolist(), "text": words})
         top = math.log(self.images.classes)
         bounds = (
             {"x": [0.0, top], "y": [0.0, top], "name": "marginal = conditional: nothing is told apart"},
