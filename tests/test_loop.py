@@ -81,6 +81,14 @@ def test_a_collapse_is_said_once_stops_or_is_left_alone(tmp_path, capsys):
     assert warned.metrics == {"accuracy": 0.5}, "the only setting goes without a name"
 
 
+def test_each_member_has_its_own_rules(tmp_path):
+    class Own(Falling):
+        def watched(self, member):
+            return () if member else self.rules
+
+    assert events(go(tmp_path, Own())) == [], "the second member falls, for which nobody looks"
+
+
 def test_a_rescue_brings_entropy_back_and_says_so(tmp_path):
     summary = go(tmp_path, Falling("rescue"), "rescue")
     assert events(summary) == ["rescue"]

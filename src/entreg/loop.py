@@ -42,6 +42,10 @@ class Fit(ABC):
     def update(self, step: int) -> Mapping[str, Any]:
         """One step of all members; gives what must be finite."""
 
+    def watched(self, member: int) -> Sequence[Rule]:
+        """What the guard looks for in a member's records."""
+        return self.rules
+
     @abstractmethod
     def rows(self, step: int, *, evaluate: bool) -> Sequence[Row]:
         """A record a member; with `evaluate` everything that can be measured."""
@@ -177,7 +181,7 @@ class _Loop:
 
     def __init__(self, run: Run, fit: Fit, guard: Action) -> None:
         self.run, self.fit = run, fit
-        self.watcher = Watcher(run, fit.rules, guard, len(fit.members))
+        self.watcher = Watcher(run, [fit.watched(member) for member in range(len(fit.members))], guard)
         self.step, self.final = 0, list[dict[str, float]]()
         self.clock = time.perf_counter(), 0
         state = run.restore()

@@ -174,9 +174,11 @@ class SemiStudy(Study):
         self.terms = Terms(
             self.members, torch.from_numpy(priors).float(), steps=steps, momentum=config.marginal_momentum, rescue=config.on_collapse == "rescue"
         )
-        lowest = min(-float((prior * np.log(prior)).sum()) for prior in priors)
-        self.rules = (Rule("marginal", lowest, grace=2), Rule("conditional", math.log(self.images.classes), grace=2))
+        self.of_priors = [-float((prior * np.log(prior)).sum()) for prior in priors]
         self.plane: list[list[list[float]]] = []  # the conditional and the marginal entropy of each member, a row a record
+
+    def watched(self, member: int) -> Sequence[Rule]:
+        return Rule("marginal", self.of_priors[member], grace=2), Rule("conditional", math.log(self.images.classes), grace=2)
 
     def update(self, step: int) -> Mapping[str, Any]:
         found = super().update(step)
