@@ -102,9 +102,10 @@ def write_plots(folder: Path, plots: Sequence[Mapping[str, Any]]) -> None:
     disk.replace_file(folder / "plots.json", json.dumps(plots).encode())
 
 
-def write_maps(folder: Path, maps: Mapping[str, Any]) -> None:
-    """`heatmaps.json` for the report, from arrays by their titles."""
-    disk.replace_file(folder / "heatmaps.json", json.dumps([{"title": title, "values": np.asarray(rows).tolist()} for title, rows in maps.items()]).encode())
+def write_maps(folder: Path, maps: Mapping[str, Any], *, pictures: bool = False) -> None:
+    """`heatmaps.json` for the report, from arrays by their titles; `pictures` are drawn as such."""
+    listed = [{"title": title, "values": np.asarray(rows).tolist(), "picture": pictures} for title, rows in maps.items()]
+    disk.replace_file(folder / "heatmaps.json", json.dumps(listed).encode())
 
 
 def regularizer(

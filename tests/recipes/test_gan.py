@@ -72,6 +72,7 @@ def test_digits_can_be_made(tmp_path):
     summary, rows = trained(tmp_path, Config(data="digits", seeds=1, steps=2, hidden=(8,), batch=16, coef=("0.1",)))
     assert rows[0]["modes"] == 0 and rows[0]["high_quality"] < 0.1
     (picture,) = json.loads((summary.folder / "heatmaps.json").read_bytes())
+    assert picture["picture"] is True
     assert np.array(picture["values"]).shape == (6 * 9, 6 * 9)
 
 

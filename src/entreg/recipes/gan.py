@@ -300,7 +300,7 @@ class Gan(loop.Fit):
         if self.rules:
             plots.append({"title": "Samples at each mode", "kind": "bars", "x": "mode", "y": "share, mean over seeds", "series": bars})
         loop.write_plots(run.folder, plots)
-        loop.write_maps(run.folder, maps)
+        loop.write_maps(run.folder, maps, pictures=True)
 
     def networks(self) -> dict[str, FlatParameters]:
         return {"generator": self.generator, "critic": self.critic}
