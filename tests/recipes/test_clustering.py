@@ -159,7 +159,7 @@ def test_stopped_and_resumed_is_uninterrupted(tmp_path, monkeypatch, blobs, word
     ("change", "message"),
     [
         ({"data": "absent.npz"}, r"absent\.npz cannot be read"),
-        ({"clusters": 1}, "clusters is 1"),
+        ({"clusters": 1}, "clusters is 1; legal are integers from 2 to 120"),
         ({"method": ("dbscan",)}, "method is dbscan; legal are mutual_information, sinkhorn, kmeans"),
         ({"match": ("slope",)}, "match is slope"),
         ({"conditional": "much"}, "'much'"),

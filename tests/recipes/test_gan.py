@@ -170,6 +170,8 @@ def test_stopped_and_resumed_is_uninterrupted(tmp_path, monkeypatch, words):
         ({"coef": ("TargetEntropy(fraction_of_max(0.5))",)}, "open"),
         ({"data": "faces"}, r"data is 'faces'; legal are digits, or a \.npz file"),
         ({"penalty": float("nan")}, "penalty is nan"),
+        ({"bonus": ("knn",), "batch": 3}, "bonus is knn with batch 3 and family shannon: k: 3 with 3 points"),
+        ({"bonus": ("knn",), "family": ("min_entropy",)}, "bonus is knn with batch 128 and family min_entropy: family"),
     ],
 )
 def test_settings_that_make_no_sense_leave_nothing_behind(tmp_path, change, message):

@@ -102,7 +102,8 @@ class Clustering(loop.Fit):
         self.config, self.steps, self.data = config, steps, points.load(config.data)
         self.clusters = config.clusters or (0 if self.data.y is None else int(self.data.y.max()) + 1)
         if not 2 <= self.clusters <= len(self.data.x):
-            raise ValueError(f"clusters is {config.clusters}, and {config.data} has no classes to count; legal are integers from 2 to {len(self.data.x)}")
+            none = f", and {config.data} has no classes to count" if not config.clusters and self.data.y is None else ""
+            raise ValueError(f"clusters is {config.clusters}{none}; legal are integers from 2 to {len(self.data.x)}")
         self.source = loop.digest(self.data.x, self.data.y)
         self.prior = points.prior(config.prior, self.clusters)
         plain = [{"method": method, "seed": seed} for method in METHODS[1:] if method in config.method for seed in seeds]

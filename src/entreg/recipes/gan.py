@@ -200,8 +200,18 @@ class Gan(loop.Fit):
         self.bandwidth = config.bandwidth or float(torch.pdist(some).median()) / 10
         if not self.bandwidth and "parzen" in config.bonus:
             raise ValueError(f"data: half of the pairs of items in {config.data} are equal, so that parzen has no bandwidth; legal is --bandwidth above 0")
+        self._check_neighbours()
         self.rules = (Rule("marginal", math.log(kinds), grace=20),) if kinds > 1 else ()
         self.latest: dict[str, Tensor] = {}
+
+    def _check_neighbours(self) -> None:
+        """ValueError where nearest neighbours have no entropy of this family, or a batch has too few of them."""
+        for member, family in zip(self.members, self.families, strict=True):
+            if member["bonus"] == "knn":
+                try:
+                    functional.knn_entropy(torch.randn(self.config.batch, self.size, generator=torch.Generator().manual_seed(0)), family=family)
+                except ValueError as error:
+                    raise ValueError(f"bonus is knn with batch {self.config.batch} and family {member['family']}: {error}") from None
 
     def update(self, step: int) -> Mapping[str, Any]:
         for _ in range(self.config.critic_steps):
