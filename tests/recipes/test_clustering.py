@@ -84,6 +84,22 @@ def test_matched_families_pull_as_strongly_near_uniform_and_unmatched_ones_do_no
     assert ratio == pytest.approx(2 * functional.curvature(family, 4), rel=0.05) and abs(ratio - 1) > 0.3
 
 
+def test_a_loss_is_that_of_plain_counting(blobs):
+    """Agreement with the perturbed copy, sureness, and equal shares, each by its weight; a Sinkhorn target is that of the item itself."""
+    generator = torch.Generator().manual_seed(0)
+    own, other = (torch.randn(16, 4, generator=generator) for _ in range(2))
+    config = Config(data=blobs, method=("mutual_information", "sinkhorn"), marginal=("1.5",), conditional="0.3", consistency=0.7, **SMALL | {"seeds": 1})
+    plain, sinkhorn = Clustering(config, [0], 10).terms
+    p, log_q = own.softmax(-1), other.log_softmax(-1)
+    agreement = (p * (p.log() - log_q)).sum(-1).mean()
+    mean = p.mean(0)
+    expected = 0.7 * agreement - 0.3 * (p * p.log()).sum(-1).mean() + 1.5 * (mean * mean.log()).sum()
+    torch.testing.assert_close(plain.loss(own, other), expected)
+    pytest.importorskip("ot")
+    target = clustering.transported(own, torch.full((4,), 0.25), config.epsilon)
+    torch.testing.assert_close(sinkhorn.loss(own, other), -(target * log_q).sum(-1).mean())
+
+
 def test_the_true_prior_is_matched(tmp_path, blobs):
     """Blobs of 3:1:1:1, the prior of which is known."""
     with np.load(blobs) as file:
