@@ -38,7 +38,7 @@ def classes(of):
 
 def prior(text, *more):
     def words(path):
-        (path / "prior.txt").write_text(text)
+        (path / "prior.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
         return "--data", npz(path, images=spoilt(0.5), x=spoilt(0.5), labels=LABELS, y=LABELS), "--prior", str(path / "prior.txt"), *more
 
     return words
@@ -74,7 +74,7 @@ CASES = {
     "a point that is none": ("clustering", points(np.nan), ("given.npz", "row 5", "nan")),
     "a label out of range": ("mean_teacher", labels(OFF), ("given.npz", "row 11", "-7")),
     "a class out of range": ("clustering", classes(OFF), ("given.npz", "row 11", "-7")),
-    "a class without an image": ("noisy_student", labels(EMPTY), ("given.npz", "class 1")),
+    "a class without an image": ("noisy_student", labels(EMPTY), ("given.npz", "class 1", "row 1")),
     "a class without a point": ("gan", classes(EMPTY), ("given.npz", "class 1", "row 1")),
     "images of two sizes": ("pseudo_label", folder(size=(9, 8)), ("b/1.png", "a/0.png")),
     "bytes that are no image": ("pseudo_label", folder(torn=True), ("b/1.png", "no image")),
@@ -82,6 +82,9 @@ CASES = {
     "a prior of sum 1.2": ("fixmatch", prior("0.4\n0.4\n0.4\n", "--labels", "6"), ("prior.txt", "sum")),
     "another of sum .9": ("clustering", prior("0.3\n0.3\n0.3\n"), ("prior.txt", "sum to 0.9")),
     "a prior below 0": ("clustering", prior("0.5\n-0.1\n0.6\n"), ("prior.txt", "row 2")),
+    "a prior of other bytes": ("mean_teacher", prior(b"0.5\n0.3\n\xff0.2", "--labels", "6"), ("prior.txt", "row 3", "0xff")),
+    "equal points": ("gan", lambda path: ("--data", npz(path, x=np.ones((9, 2)))), ("given.npz", "equal", "bandwidth")),
+    "points too large": ("gan", points(1e300), ("given.npz", "row 5", "1e+300")),
     "a prior that is none": ("fixmatch", prior("0.5\n0.5\nnan\n", "--labels", "6"), ("prior.txt", "row 3")),
 }
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from bench import beyond, common
+from bench import beyond, common, ssl
 
 ROOT = Path(__file__).parent.parent
 
@@ -36,3 +36,10 @@ def test_arms_are_settings_of_the_recipe(name):
     recipe = importlib.import_module(f"entreg.recipes.{beyond.recipe_of(name)}")
     for changes in beyond.STUDIES[name].arms.values():
         recipe.check(recipe.Config(**changes))
+
+
+@pytest.mark.parametrize("name", ssl.STUDIES)
+def test_the_table_of_every_study_of_images_stands_on_its_page(name):
+    study, rows = ssl.STUDIES[name], [row for row in common.read(ssl.FILE) if row["study"] == name]
+    assert without_intervals(ssl.table(study, rows)) in without_intervals((common.PAGES / f"{study.page}.md").read_text())
+    assert {row["arm"] for row in rows} == set(study.arms) and {int(row["seed"]) for row in rows} == set(range(10))

@@ -29,6 +29,14 @@ def test_a_map_is_drawn_row_0_on_top_and_blank_where_there_is_no_number(tmp_path
     assert "<h2>Maps</h2>" in html and "Plotly" in html and "Visits" in html
 
 
+def test_a_picture_is_ink_on_paper_and_cells_of_a_large_map_touch(tmp_path):
+    large = [[0.0] * 54] * 54
+    (small, map_, picture), _ = written(tmp_path, json.dumps([MAP, {"values": large}, {"values": large, "picture": True}]))
+    assert [figure.plot["data"][0].get("xgap") for figure in (small, map_, picture)] == [1, None, None]
+    assert picture.plot["data"][0] | {"colorscale": "Greys", "reversescale": True, "showscale": False} == picture.plot["data"][0]
+    assert not picture.plot["layout"]["xaxis"]["visible"] and "visible" not in map_.plot["layout"]["xaxis"]
+
+
 def test_a_folder_without_maps_has_no_section(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     assert heatmaps.read(tmp_path) == ([], [])

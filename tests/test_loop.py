@@ -9,6 +9,7 @@ from entreg import collapse, loop
 from entreg.control import TargetEntropy
 from entreg.guard import Guarded, Rule
 from entreg.record import read_records
+from entreg.report.data import digest
 from entreg.run import NonFinite, Run, RunSettings, exit_status
 from tests.faults import final_state, lasting
 from tests.recipes.test_resume import assert_same
@@ -77,6 +78,15 @@ def test_a_collapse_is_said_once_stops_or_is_left_alone(tmp_path, capsys):
     stopped = go(tmp_path / "stop", Falling(), "stop")
     assert events(stopped) == ["collapse", "stopped"] and stopped.stopped == "collapse" and stopped.step < 20 and exit_status(stopped) == 1
     assert events(go(tmp_path / "off", Falling(), "off")) == []
+    assert warned.metrics == {"accuracy": 0.5}, "the only setting goes without a name"
+
+
+def test_each_member_has_its_own_rules(tmp_path):
+    class Own(Falling):
+        def watched(self, member):
+            return () if member else self.rules
+
+    assert events(go(tmp_path, Own())) == [], "the second member falls, for which nobody looks"
 
 
 def test_a_rescue_brings_entropy_back_and_says_so(tmp_path):
@@ -114,7 +124,7 @@ def test_a_dry_run_takes_two_steps_and_keeps_nothing(tmp_path):
 def test_settings_are_the_groups_of_the_report():
     members = [*loop.combinations([0, 1], coef=["1", "0"], family=["shannon"], match=["none"]), {"method": "kmeans", "seed": 0}]
     assert list(loop.settings(members).items()) == [
-        ("coef 1, match none, shannon", [0, 1]), ("coef 0, match none, shannon", [2, 3]), ("method kmeans", [4])
+        ("coef 1, shannon, match none", [0, 1]), ("coef 0, shannon, match none", [2, 3]), ("method kmeans", [4])
     ]  # fmt: skip
     assert loop.told_apart(members[:4])[0] == {"coef": "1", "family": "shannon", "seed": 0}
 
@@ -136,3 +146,12 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path):
     with pytest.raises(ValueError, match="the data are not those that this run began with"):
         go(tmp_path, other, resume="latest")
     assert loop.digest(np.ones(3)) != loop.digest(np.zeros(3))
+
+
+def test_settings_have_the_names_of_the_reports_groups():
+    axes = {"family": ["shannon", "renyi(2)"], "prior": ["uniform", "labels"], "conditional": ["0", "0.1"], "marginal": ["0", "0.5"]}
+    for given in (axes, {"coef": ["0.1", "0"], "bonus": ["exact", "naive"], "family": ["shannon"]}):
+        members = loop.combinations([0, 1], **given)
+        records = [{"step": 1, "member": index, "loss": 1.0} for index in range(len(members))]
+        groups = digest({"members": [{"member": index, **one} for index, one in enumerate(loop.told_apart(members))]}, records).groups
+        assert [group.name for group in groups] == list(loop.settings(members))

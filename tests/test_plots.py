@@ -35,6 +35,8 @@ def test_a_series_of_no_setting_stands_in_the_plots_own_legend(tmp_path):
     (figure,), _ = read(tmp_path, [{"title": "T", "series": [LINE, bound, bound | {"name": "other"}]}])
     assert [trace["showlegend"] for trace in figure.plot["data"]] == [False, True, True] and figure.plot["layout"]["showlegend"]
     assert len({trace["legendgroup"] for trace in figure.plot["data"]}) == 3
+    colours = {style.colour for style in styles(data.digest(CONFIG, [{"step": 1, "member": member, "loss": 1.0} for member in (0, 1)]).groups)}
+    assert not colours & {trace["marker"]["color"] for trace in figure.plot["data"][1:]}, "nor has it the colour of a setting"
 
 
 @pytest.mark.parametrize(("kind", "type_", "mode"), [("points", "scatter", "markers"), ("bars", "bar", "group"), ("stack", "bar", "stack")])

@@ -40,6 +40,7 @@ def with_nan():
     [
         ({"x": with_nan()}, r"given\.npz, row 3: x\[1\] is nan; legal are finite numbers"),
         ({"x": np.array([[1.0], [-np.inf]])}, r"given\.npz, row 1: x\[0\] is -inf"),
+        ({"x": np.array([[1.0], [1e300]])}, r"given\.npz, row 1: x\[0\] is 1e\+300; legal are finite numbers up to 1e\+100"),
         ({"x": np.ones((4, 2)), "y": np.array([0, 1, -1, 0])}, r"given\.npz, row 2: y is -1; legal are classes from 0"),
         ({"x": np.ones((4, 2)), "y": np.array([0, 3, 1, 0])}, r"given\.npz: class 2 has no item, and row 1 has class 3"),
         ({"x": np.ones((4, 2)), "y": np.array([0, 10**9, 1, 0])}, r"given\.npz: class 2 has no item, and row 1 has class 1000000000"),
@@ -84,6 +85,7 @@ def test_priors(tmp_path):
             points.prior(str(file), 3)
     with pytest.raises(ValueError, match=r"absent\.txt cannot be read"):
         points.prior("absent.txt", 3)
-    file.write_bytes(b"\xff\xfe0.5")
-    with pytest.raises(ValueError, match=r"prior\.txt cannot be read"):
-        points.prior(str(file), 3)
+    for data, row in {b"\xff\xfe0.5": 1, b"0.5\n0.2\xe9\n0.3": 2, b"0.5\r\n\r\n\xe9\r\n0.3": 3}.items():
+        file.write_bytes(data)
+        with pytest.raises(ValueError, match=rf"prior\.txt, row {row}: byte 0x(ff|e9) is not UTF-8"):
+            points.prior(str(file), 3)

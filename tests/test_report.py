@@ -131,6 +131,7 @@ def test_the_last_evaluation_counts_unless_it_is_stale():
     trained = [{"step": step, "return": 100.0 + step / 1000} for step in (50_000, 100_000)]
     fresh = sentences(digest(config, [*trained, {"step": 100_000, "eval/return": 480.0}]))
     assert fresh[0].startswith("Evaluation return 480 (one seed: no interval)")
+    assert "with coef" not in fresh[0], "the only setting goes without a name"
     stale = sentences(digest(config, [*trained, {"step": 50_000, "eval/return": 480.0}]))
     assert stale[0].startswith("Return 200 (one seed: no interval)")
 

@@ -46,12 +46,15 @@ def patience(steps: int) -> dict[str, int]:
 
 
 class Watcher:
-    """The guard of a run's records: a collapse and a rescue become events and, unless the run is quiet, lines on stderr; with "stop" the run is told to end."""
+    """The guard of a run's records: a collapse and a rescue become events and, unless the run is quiet, lines on stderr; with "stop" the run is told to end.
 
-    def __init__(self, run: Run, rules: Sequence[Rule], action: Action, members: int) -> None:
+    `rules` are those of each member.
+    """
+
+    def __init__(self, run: Run, rules: Sequence[Sequence[Rule]], action: Action) -> None:
         self.run, self.stops = run, action == "stop"
-        self.guard = Guard(() if action == "off" else rules, action="note", members=members)
-        self.handed = [0.0] * members
+        self.guards = [Guard(() if action == "off" else own, action="note") for own in rules]
+        self.handed = [0.0] * len(rules)
 
     def look(self, step: int, member: int, row: Mapping[str, float], *, entropy: float | None, reward: float | None) -> None:
         """Take in a member's record: `marginal` and `conditional` of the row, and a policy's entropy and reward."""
@@ -59,8 +62,9 @@ class Watcher:
             self.handed[member] = over
             now = "".join(f", {words} {row[name]:.3g}" for name, words in (("coef", "which is"), ("entropy/target", "to hold")) if over and name in row)
             self._say(step, "rescue", f"a target controller has taken over the coefficient of member {member} by step {step}{now}")
-        for alarm in self.guard.look(step, marginal=row.get("marginal"), conditional=row.get("conditional"), entropy=entropy, reward=reward, member=member):
-            self._say(step, "collapse", str(alarm))
+        guard = self.guards[member]
+        for alarm in guard.look(step, marginal=row.get("marginal"), conditional=row.get("conditional"), entropy=entropy, reward=reward):
+            self._say(step, "collapse", str(alarm._replace(member=member)))
             if self.stops:
                 self.run.stop("collapse")
 
@@ -71,9 +75,10 @@ class Watcher:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on from."""
-        return {"guard": self.guard.state_dict(), "handed": self.handed}
+        return {"guards": [one.state_dict() for one in self.guards], "handed": self.handed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
-        self.guard.load_state_dict(state["guard"])
+        for one, saved in zip(self.guards, state["guards"], strict=True):
+            one.load_state_dict(saved)
         self.handed = list(state["handed"])

@@ -25,6 +25,7 @@ from entreg.run import Run, Summary
 
 Row: TypeAlias = Mapping[str, float]
 LINES = 100  # training records a member and run
+COEFS = ("coef", "conditional", "marginal")  # settings that weigh an entropy
 REWARDS = ("accuracy", "return")  # what a policy is judged by, the first that a record has
 
 
@@ -40,6 +41,10 @@ class Fit(ABC):
     @abstractmethod
     def update(self, step: int) -> Mapping[str, Any]:
         """One step of all members; gives what must be finite."""
+
+    def watched(self, member: int) -> Sequence[Rule]:
+        """What the guard looks for in a member's records."""
+        return self.rules
 
     @abstractmethod
     def rows(self, step: int, *, evaluate: bool) -> Sequence[Row]:
@@ -79,15 +84,16 @@ def told_apart(members: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def settings(members: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
-    """The settings among members, by name, in the order of the report's groups: everything but the seed.
+    """The settings among members, by the names and in the order of the report's groups: everything but the seed, coefficients and family first.
 
     >>> settings([{"coef": "0.1", "seed": 0}, {"coef": "0.1", "seed": 1}, {"coef": "0", "seed": 0}])
     {'coef 0.1': [0, 1], 'coef 0': [2]}
     """
     found: dict[str, list[int]] = {}
     for index, member in enumerate(told_apart(members)):
-        words = [f"{name} {value}" for name, value in member.items() if name not in ("seed", "family")]
-        found.setdefault(", ".join([*words, *([str(member["family"])] if "family" in member else [])]), []).append(index)
+        words = [f"{name} {member[name]}" for name in COEFS if name in member] + ([str(member["family"])] if "family" in member else [])
+        words += [f"{name} {value}" for name, value in member.items() if name not in (*COEFS, "family", "seed")]
+        found.setdefault(", ".join(words), []).append(index)
     return found
 
 
@@ -96,9 +102,10 @@ def write_plots(folder: Path, plots: Sequence[Mapping[str, Any]]) -> None:
     disk.replace_file(folder / "plots.json", json.dumps(plots).encode())
 
 
-def write_maps(folder: Path, maps: Mapping[str, Any]) -> None:
-    """`heatmaps.json` for the report, from arrays by their titles."""
-    disk.replace_file(folder / "heatmaps.json", json.dumps([{"title": title, "values": np.asarray(rows).tolist()} for title, rows in maps.items()]).encode())
+def write_maps(folder: Path, maps: Mapping[str, Any], *, pictures: bool = False) -> None:
+    """`heatmaps.json` for the report, from arrays by their titles; `pictures` are drawn as such."""
+    listed = [{"title": title, "values": np.asarray(rows).tolist(), "picture": pictures} for title, rows in maps.items()]
+    disk.replace_file(folder / "heatmaps.json", json.dumps(listed).encode())
 
 
 def regularizer(
@@ -175,7 +182,7 @@ class _Loop:
 
     def __init__(self, run: Run, fit: Fit, guard: Action) -> None:
         self.run, self.fit = run, fit
-        self.watcher = Watcher(run, fit.rules, guard, len(fit.members))
+        self.watcher = Watcher(run, [fit.watched(member) for member in range(len(fit.members))], guard)
         self.step, self.final = 0, list[dict[str, float]]()
         self.clock = time.perf_counter(), 0
         state = run.restore()
@@ -223,9 +230,9 @@ class _Loop:
             self.watcher.look(self.step, member, row, entropy=row.get("entropy"), reward=reward)
 
     def _summary(self) -> dict[str, float]:
-        """Means over the seeds of each setting of the figure that a recipe puts first."""
+        """Means over the seeds of each setting of the figure that a recipe puts first; a setting is named where there are several."""
         if not self.final:
             return {}
         first = next(iter(self.final[0]))
         means = {name: float(np.mean([self.final[member][first] for member in of])) for name, of in settings(self.fit.members).items()}
-        return {f"{first} at {name}" if name else first: value for name, value in means.items()}
+        return {first if len(means) == 1 else f"{first} at {name}": value for name, value in means.items()}

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 DIGITS = "digits"
+LARGEST = 1e100  # of which squares can be summed
 NEEDS = "scikit-learn is not installed; digits, k-means and scores need it: pip install 'entreg[vision]'"
 
 
@@ -64,10 +65,10 @@ def _numbers(name: str, x: NDArray[np.generic] | None) -> NDArray[np.float64]:
         got = "absent" if x is None else f"{x.dtype} of shape {x.shape}"
         raise ValueError(f"data: {name}: x is {got}; legal are numbers [N, D] or pictures [N, H, W], at least two items")
     found = x.astype(np.float64)
-    wrong = np.argwhere(~np.isfinite(found.reshape(len(found), -1)))
+    wrong = np.argwhere(~(np.abs(found.reshape(len(found), -1)) <= LARGEST))  # NaN too
     if len(wrong):
         row, column = wrong[0]
-        raise ValueError(f"data: {name}, row {row}: x[{column}] is {found.reshape(len(found), -1)[row, column]}; legal are finite numbers")
+        raise ValueError(f"data: {name}, row {row}: x[{column}] is {found.reshape(len(found), -1)[row, column]}; legal are finite numbers up to {LARGEST:g}")
     return found
 
 
@@ -98,9 +99,14 @@ def prior(text: str, classes: int) -> NDArray[np.float64]:
     if text == "uniform":
         return np.full(classes, 1 / classes)
     try:
-        lines = [(row, line.strip()) for row, line in enumerate(Path(text).read_text(encoding="utf-8").splitlines(), 1) if line.strip()]
+        data = Path(text).read_bytes()
     except (OSError, ValueError) as error:
         raise ValueError(f"prior: {text} cannot be read: {error}; legal are uniform, or a text file with a probability a line") from None
+    try:
+        lines = [(row, line.strip()) for row, line in enumerate(data.decode().splitlines(), 1) if line.strip()]
+    except UnicodeDecodeError as error:
+        row = len(f"{data[: error.start].decode()}.".splitlines())
+        raise ValueError(f"prior: {text}, row {row}: byte {data[error.start]:#04x} is not UTF-8; legal are probabilities above 0") from None
     found = []
     for row, line in lines:
         try:

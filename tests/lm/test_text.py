@@ -44,6 +44,8 @@ def test_what_cannot_be_read_is_named_with_its_row(tmp_path):
     with pytest.raises(ValueError, match=r"has 1 different paragraphs with .* characters; legal are at least 10 with 2000"):
         text.load(str(tmp_path))
     (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="text is ''; legal are"):
+        text.load("")
     for path, words in {"absent.txt": r"absent\.txt cannot be read", "empty": r"holds no \.txt, \.md, \.rst files"}.items():
         with pytest.raises(ValueError, match=words):
             text.load(str(tmp_path / path))
@@ -83,6 +85,8 @@ def test_bleu_and_self_bleu_are_those_of_plain_counting():
     assert text.bleu(samples) == pytest.approx(np.mean(others))
     assert text.bleu([list("abcdef")] * 3) == pytest.approx(1.0)
     assert text.bleu([list("ab")], references) == 0.0
+    assert text.bleu([["a"]] * 3) == text.bleu([[]] * 2) == pytest.approx(1.0), "equal samples are not diverse, however short"
+    assert text.bleu([["a"], ["b"]]) == pytest.approx(0.5) and text.bleu([[], ["a"]]) == pytest.approx(0.25)
 
 
 def test_repetition_and_distinct():

@@ -53,7 +53,8 @@ def test_clusters_are_lost_without_the_marginal_and_found_with_it(tmp_path, blob
     assert all(row["accuracy"] > 0.95 for row in others[-1]) and all(row["accuracy"] > 0.7 for row in others[0]), others
     assert np.load(summary.folder / "clusters.npz")["cluster"].shape == (len(rows), 120)
     plots = json.loads((summary.folder / "plots.json").read_bytes())
-    assert [plot["title"] for plot in plots][:2] == ["Shares of the clusters: coef 1.5, shannon", "Shares of the clusters: coef 0, shannon"]
+    assert [plot["title"] for plot in plots][:2] == ["Shares of the clusters: marginal 1.5, shannon", "Shares of the clusters: marginal 0, shannon"]
+    assert {"coef/marginal", "coef/conditional"} <= found[0].keys() and "coef" not in found[0], "which of the two entropies is weighed is said"
     assert np.sum([series["y"] for series in plots[0]["series"]], axis=0) == pytest.approx(1)
 
 
@@ -81,6 +82,22 @@ def test_matched_families_pull_as_strongly_near_uniform_and_unmatched_ones_do_no
     assert float((gradients[text, "curvature"] - expected).norm() / expected.norm()) < 0.05
     ratio = float(gradients[text, "none"].norm() / expected.norm())
     assert ratio == pytest.approx(2 * functional.curvature(family, 4), rel=0.05) and abs(ratio - 1) > 0.3
+
+
+def test_a_loss_is_that_of_plain_counting(blobs):
+    """Agreement with the perturbed copy, sureness, and equal shares, each by its weight; a Sinkhorn target is that of the item itself."""
+    generator = torch.Generator().manual_seed(0)
+    own, other = (torch.randn(16, 4, generator=generator) for _ in range(2))
+    config = Config(data=blobs, method=("mutual_information", "sinkhorn"), marginal=("1.5",), conditional="0.3", consistency=0.7, **SMALL | {"seeds": 1})
+    plain, sinkhorn = Clustering(config, [0], 10).terms
+    p, log_q = own.softmax(-1), other.log_softmax(-1)
+    agreement = (p * (p.log() - log_q)).sum(-1).mean()
+    mean = p.mean(0)
+    expected = 0.7 * agreement - 0.3 * (p * p.log()).sum(-1).mean() + 1.5 * (mean * mean.log()).sum()
+    torch.testing.assert_close(plain.loss(own, other), expected)
+    pytest.importorskip("ot")
+    target = clustering.transported(own, torch.full((4,), 0.25), config.epsilon)
+    torch.testing.assert_close(sinkhorn.loss(own, other), -(target * log_q).sum(-1).mean())
 
 
 def test_the_true_prior_is_matched(tmp_path, blobs):
@@ -158,7 +175,7 @@ def test_stopped_and_resumed_is_uninterrupted(tmp_path, monkeypatch, blobs, word
     ("change", "message"),
     [
         ({"data": "absent.npz"}, r"absent\.npz cannot be read"),
-        ({"clusters": 1}, "clusters is 1"),
+        ({"clusters": 1}, "clusters is 1; legal are integers from 2 to 120"),
         ({"method": ("dbscan",)}, "method is dbscan; legal are mutual_information, sinkhorn, kmeans"),
         ({"match": ("slope",)}, "match is slope"),
         ({"conditional": "much"}, "'much'"),

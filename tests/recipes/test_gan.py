@@ -31,7 +31,7 @@ def test_the_annealed_parzen_term_covers_the_ring_in_every_seed(tmp_path):
     assert np.mean([row["high_quality"] for row in kept]) > max(0.6, np.mean([row["high_quality"] for row in plain])), rows
     assert {row["coef"] for row in rows} == {0.0}
     plots = json.loads((summary.folder / "plots.json").read_bytes())
-    assert [plot["title"] for plot in plots] == ["Samples: coef linear(0.3, 0), shannon", "Samples: coef 0, shannon", "Samples at each mode"]
+    assert [plot["title"] for plot in plots] == ["Samples: coef linear(0.3, 0), renyi(2)", "Samples: coef 0, renyi(2)", "Samples at each mode"]
     assert np.load(summary.folder / "samples.npz")["x"].shape == (6, 500, 2)
 
 
@@ -72,6 +72,7 @@ def test_digits_can_be_made(tmp_path):
     summary, rows = trained(tmp_path, Config(data="digits", seeds=1, steps=2, hidden=(8,), batch=16, coef=("0.1",)))
     assert rows[0]["modes"] == 0 and rows[0]["high_quality"] < 0.1
     (picture,) = json.loads((summary.folder / "heatmaps.json").read_bytes())
+    assert picture["picture"] is True
     assert np.array(picture["values"]).shape == (6 * 9, 6 * 9)
 
 
@@ -88,6 +89,11 @@ def test_each_bonus_is_its_entropy_and_reaches_the_generator():
             posterior = torch.softmax(-(torch.cdist(samples, fit.real.centres) ** 2) / (2 * fit.real.softness**2), -1).mean(0)
             torch.testing.assert_close(value, -posterior.square().sum().log())
             assert fit.families[0] == renyi(2)
+
+
+def test_parzen_is_named_by_its_own_entropy_and_trained_once():
+    fit = Gan(Config(bonus=("parzen", "knn"), family=("shannon", "renyi(3)"), coef=("0",), seeds=1), [0], 10)
+    assert [(one["bonus"], one["family"]) for one in fit.members] == [("parzen", "renyi(2)"), ("knn", "shannon"), ("knn", "renyi(3)")]
 
 
 def test_the_gradient_penalty_is_that_of_finite_differences():
@@ -164,6 +170,8 @@ def test_stopped_and_resumed_is_uninterrupted(tmp_path, monkeypatch, words):
         ({"coef": ("TargetEntropy(fraction_of_max(0.5))",)}, "open"),
         ({"data": "faces"}, r"data is 'faces'; legal are digits, or a \.npz file"),
         ({"penalty": float("nan")}, "penalty is nan"),
+        ({"bonus": ("knn",), "batch": 3}, "bonus is knn with batch 3 and family shannon: k: 3 with 3 points"),
+        ({"bonus": ("knn",), "family": ("min_entropy",)}, "bonus is knn with batch 128 and family min_entropy: family"),
     ],
 )
 def test_settings_that_make_no_sense_leave_nothing_behind(tmp_path, change, message):

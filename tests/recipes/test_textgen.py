@@ -76,6 +76,22 @@ def test_bits_per_character_are_those_of_plain_counting(book):
     assert entropy[0] == pytest.approx(np.mean(entropies), rel=1e-5)
 
 
+def test_the_temperature_is_chosen_on_the_validation_text_and_judged_on_the_test_text(book, monkeypatch):
+    fit = fitted(book)
+    grid = np.arange(len(textgen.SCALES), dtype=float)
+    courses = {id(fit.valid): (grid - 3) ** 2, id(fit.test): (grid - 9) ** 2}
+    monkeypatch.setattr(fit, "bits", lambda tokens, scales, count: (courses[id(tokens)][None], np.ones(1)))
+    (row,) = fit.rows(0, evaluate=True)
+    assert row["best_temperature"] == textgen.SCALES[3] and row["bits_per_character"] == 36.0
+
+
+def test_quality_is_against_held_out_text_and_self_bleu_against_the_other_samples(book, monkeypatch):
+    fit = fitted(book)
+    monkeypatch.setattr(textgen.text, "bleu", lambda samples, references=None: 2.0 if references is None else float(references is fit.references))
+    assert {(way["quality"], way["self_bleu"]) for way in fit.judged()[0]} == {(1.0, 2.0)}
+    assert fit.references == [part.split() for part in textgen.text.load(book).test]
+
+
 def test_unlikelihood_is_that_of_plain_counting():
     logits = torch.randn(1, 1, 4, 5, generator=torch.Generator().manual_seed(0))
     seen, following = torch.tensor([[[1, 2, 1, 3]]]), torch.tensor([[[2, 1, 3, 0]]])

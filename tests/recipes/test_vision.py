@@ -81,6 +81,14 @@ def test_a_run_that_was_cut_goes_on_bit_for_bit(case, data, tmp_path):
         )
 
 
+def test_the_guard_holds_each_member_to_its_own_prior(data, tmp_path):
+    (tmp_path / "prior.txt").write_text("0.9\n0.05\n0.05\n")
+    given = config("fixmatch", data, prior=("uniform", str(tmp_path / "prior.txt")), marginal=("0.5",), family=("shannon",), seeds=1)
+    study = fixmatch.FixMatch(given, [0], 10)
+    marginals = [next(rule for rule in study.watched(member) if rule.kind == "marginal") for member in range(2)]
+    assert [rule.maximum for rule in marginals] == pytest.approx([np.log(3), -0.9 * np.log(0.9) - 0.1 * np.log(0.05)], rel=1e-4)
+
+
 def test_a_run_goes_on_with_its_own_images_only(data, tmp_path):
     file = tmp_path / "mine.npz"
     with np.load(data) as given:

@@ -63,7 +63,7 @@ WRONG = {
     "not scaled": ({"images": put(FLOATS, (2, 0, 0), 17.0)}, "images, row 2 holds 17"),
     "below": ({"labels": put(np.arange(12) % 3, 4, -2)}, r"row 4: label -2; legal are -1 to 2"),
     "far above": ({"labels": put(np.arange(12) % 3, 8, 10**9)}, r"row 8: label 999999999|row 8: label 1000000000"),
-    "empty class": ({"labels": np.where(np.arange(12) % 3 == 1, 0, np.arange(12) % 3)}, "class 1 has no labelled image"),
+    "empty class": ({"labels": np.where(np.arange(12) % 3 == 1, 0, np.arange(12) % 3)}, "class 1 has no labelled image, and row 2 has label 2"),
     "one class": ({"labels": np.zeros(12, np.int64)}, "has 1 classes"),
     "no labels": ({"labels": None}, "lacks labels"),
     "too few labels": ({"labels": np.arange(5) % 3}, "labels are int64 of shape .5,.; legal are 12 integers"),

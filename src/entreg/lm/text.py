@@ -44,6 +44,8 @@ def load(path: str | None) -> Split:
 
         texts = [topics[name] for name in sorted(topics)]
     else:
+        if not path:
+            raise ValueError("text is ''; legal are a UTF-8 file, or a folder of .txt, .md and .rst files")
         texts = [_decoded(file) for file in _files(Path(path))]
     found = list(dict.fromkeys(" ".join(part.split()) for text in texts for part in re.split(r"\n\s*\n", text) if part.strip()))
     length = sum(map(len, found))
@@ -136,7 +138,8 @@ def distinct(samples: Sequence[Sequence[str]], n: int) -> float:
 def bleu(samples: Sequence[Sequence[str]], references: Sequence[Sequence[str]] | None = None, order: int = 4) -> float:
     """Mean BLEU of samples against references; without references each against all other samples (self-BLEU: high where they resemble each other).
 
-    Geometric mean of the clipped n-gram precisions, n up to `order`, times the brevity penalty; a precision of 0 counts as half a match.
+    Geometric mean of the clipped n-gram precisions, n up to `order`, times the brevity penalty; a precision of 0 counts as half a match. A sample of fewer
+    than `order` words is worth 0; for self-BLEU it is judged by the n-grams it has, so that equal samples resemble each other however short they are.
 
     Source: Papineni et al. 2002; self-BLEU: Zhu et al. 2018 (arXiv:1802.01886).
     """
@@ -146,17 +149,18 @@ def bleu(samples: Sequence[Sequence[str]], references: Sequence[Sequence[str]] |
     most = [_most(of if references is None else [Counter(_grams(words, n)) for words in references]) for n, of in enumerate(counted, 1)]
     scores = []
     for index, words in enumerate(samples):
-        if len(words) < order:
-            scores.append(0.0)
+        longest = min(order, len(words)) if references is None else order
+        if len(words) < max(longest, 1):  # no words at all resemble no words only
+            scores.append(float(references is None and (lengths == 0).sum() > 1))
             continue
         total = 0.0
-        for of, best in zip(counted, most, strict=True):
+        for of, best in zip(counted[:longest], most[:longest], strict=True):
             own = of[index]
             matched = sum(min(count, _limit(best, gram, index if references is None else None)) for gram, count in own.items())
             total += math.log(max(matched, 0.5) / sum(own.values()))
         others = np.delete(lengths, index) if references is None else lengths
         closest = others[np.abs(others - len(words)).argmin()]
-        scores.append(math.exp(total / order + min(0.0, 1 - closest / len(words))))
+        scores.append(math.exp(total / longest + min(0.0, 1 - closest / len(words))))
     return float(np.mean(scores))
 
 

@@ -28,6 +28,7 @@ from entreg.stacked import StackedAdam, mlps, perceptrons
 STATUS = "stable"
 SUMMARY = "Clustering by mutual information, any entropy family; k-means, Sinkhorn"
 METHODS = ("mutual_information", "sinkhorn", "kmeans")
+FIRST = "Of the first seed."
 LINES, LOOKED_AT = 25, 500  # records a run, and items of the data that those before the last are measured on
 
 
@@ -101,12 +102,13 @@ class Clustering(loop.Fit):
         self.config, self.steps, self.data = config, steps, points.load(config.data)
         self.clusters = config.clusters or (0 if self.data.y is None else int(self.data.y.max()) + 1)
         if not 2 <= self.clusters <= len(self.data.x):
-            raise ValueError(f"clusters is {config.clusters}, and {config.data} has no classes to count; legal are integers from 2 to {len(self.data.x)}")
+            none = f", and {config.data} has no classes to count" if not config.clusters and self.data.y is None else ""
+            raise ValueError(f"clusters is {config.clusters}{none}; legal are integers from 2 to {len(self.data.x)}")
         self.source = loop.digest(self.data.x, self.data.y)
         self.prior = points.prior(config.prior, self.clusters)
         plain = [{"method": method, "seed": seed} for method in METHODS[1:] if method in config.method for seed in seeds]
         several = {"match": config.match} if len(config.match) > 1 else {}
-        matched = loop.combinations(seeds, coef=config.marginal, family=config.family, **several)
+        matched = loop.combinations(seeds, marginal=config.marginal, family=config.family, **several)
         self.members = [*(matched if METHODS[0] in config.method else ()), *plain]
         self.x = torch.from_numpy(self.data.x)
         own = [member for member in self.members if member.get("method") != "kmeans"]
@@ -186,7 +188,7 @@ class Clustering(loop.Fit):
             if first < len(self.terms):
                 at = [int(rows[-1][0]) for rows in self.shares]
                 bars = [{"name": f"cluster {k}", "x": list(map(str, at)), "y": [rows[first][k] for rows in self.shares]} for k in range(self.clusters)]
-                plots.append({"title": f"Shares of the clusters: {name}", "kind": "stack", "x": "step", "y": "share", "series": bars})
+                plots.append({"title": f"Shares of the clusters: {name}", "kind": "stack", "x": "step", "y": "share", "caption": FIRST, "series": bars})
             if self.data.y is not None:
                 table = np.zeros((int(self.data.y.max()) + 1, self.clusters))
                 np.add.at(table, (self.data.y, every[first]), 1)
@@ -231,7 +233,7 @@ class Terms:
         waits = collapse.patience(fit.steps)
         rescue = config.on_collapse == "rescue"
         rules = (Rule("marginal", self.best, **waits), Rule("conditional", largest, **waits)) if rescue else (None, None)
-        text = str(member.get("coef", "0")), "0" if self.sinkhorn else config.conditional
+        text = str(member.get("marginal", "0")), "0" if self.sinkhorn else config.conditional
         self.marginal = loop.regularizer(text[0], steps=fit.steps, maximum=largest, family=family, rescue=rules[0])
         self.conditional = loop.regularizer(text[1], steps=fit.steps, maximum=largest, family=family, sense="minimize", rescue=rules[1])
         self.running = RunningMarginal(config.momentum)
@@ -259,7 +261,7 @@ class Terms:
         """What a record says of the coefficients."""
         both = [self.marginal, self.conditional]
         rescue = {"rescued": max(collapse.rescued(both))} if self.config.on_collapse == "rescue" else {}
-        return {} if self.sinkhorn else {"coef": self.marginal.coef, "coef/conditional": self.conditional.coef, **rescue}
+        return {} if self.sinkhorn else {"coef/marginal": self.marginal.coef, "coef/conditional": self.conditional.coef, **rescue}
 
     def state_dict(self) -> dict[str, Any]:
         return {"each": loop.states([self.marginal, self.conditional]), "running": self.running.state_dict()}

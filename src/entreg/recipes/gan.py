@@ -27,6 +27,7 @@ from entreg.stacked import FlatParameters, StackedAdam, Tower, mlps, perceptrons
 STATUS = "stable"
 SUMMARY = "Generators that keep their modes: entropy of samples, rings to digits"
 BONUSES = ("parzen", "knn", "classifier")
+PARZEN = "renyi(2)"  # the one entropy that a kernel density has in closed form
 SAMPLES, LOOKED_AT, SHOWN = 2500, 500, 36  # drawn to measure at the end (PacGAN's number) and on the way; pictures of a setting in the report
 COVERED = 0.1  # of its fair share of all samples, in samples of high quality, covers a mode; PacGAN is content with one sample
 NEAR = 0.95  # of real items are nearer to another real one than what counts as high quality
@@ -170,7 +171,12 @@ class Gan(loop.Fit):
     def __init__(self, config: Config, seeds: Sequence[int], steps: int) -> None:
         self.config, self.steps, self.real = config, steps, real(config)
         self.source = loop.digest(self.real.items, self.real.classes)
-        self.members = loop.combinations(seeds, coef=config.coef, bonus=config.bonus, family=config.family)
+        self.members = [
+            member
+            for coef in config.coef
+            for bonus in config.bonus
+            for member in loop.combinations(seeds, coef=[coef], bonus=[bonus], family=[PARZEN] if bonus == "parzen" else config.family)
+        ]
         own = [int(member["seed"]) for member in self.members]
         self.size, kinds = self.real.centres.shape[1], len(self.real.centres)
         self.generator, self.makes = drawn(own, (config.latent, *config.hidden, self.size))
@@ -192,8 +198,20 @@ class Gan(loop.Fit):
         ]
         some = self.real.draw(loop.generators([0], 0xBA), 500)[0]
         self.bandwidth = config.bandwidth or float(torch.pdist(some).median()) / 10
+        if not self.bandwidth and "parzen" in config.bonus:
+            raise ValueError(f"data: half of the pairs of items in {config.data} are equal, so that parzen has no bandwidth; legal is --bandwidth above 0")
+        self._check_neighbours()
         self.rules = (Rule("marginal", math.log(kinds), grace=20),) if kinds > 1 else ()
         self.latest: dict[str, Tensor] = {}
+
+    def _check_neighbours(self) -> None:
+        """ValueError where nearest neighbours have no entropy of this family, or a batch has too few of them."""
+        for member, family in zip(self.members, self.families, strict=True):
+            if member["bonus"] == "knn":
+                try:
+                    functional.knn_entropy(torch.randn(self.config.batch, self.size, generator=torch.Generator().manual_seed(0)), family=family)
+                except ValueError as error:
+                    raise ValueError(f"bonus is knn with batch {self.config.batch} and family {member['family']}: {error}") from None
 
     def update(self, step: int) -> Mapping[str, Any]:
         for _ in range(self.config.critic_steps):
@@ -286,13 +304,13 @@ class Gan(loop.Fit):
                 centres = {"name": "centre of a mode", "x": self.real.centres[:, 0].tolist(), "y": self.real.centres[:, 1].tolist()}
                 own = {"name": name, "group": group, "x": samples[:, 0].tolist(), "y": samples[:, 1].tolist()}
                 series = [own, centres] if self.real.items is None else [own]
-                plots.append({"title": f"Samples: {name}", "kind": "points", "x": "", "y": "", "series": series})
+                plots.append({"title": f"Samples: {name}", "kind": "points", "x": "", "y": "", "caption": "Of the first seed.", "series": series})
             count = np.mean([np.bincount(self.real.place(found[one])[0].numpy(), minlength=len(kinds)) / LOOKED_AT for one in of], 0)
             bars.append({"name": name, "group": group, "x": kinds, "y": count.tolist()})
         if self.rules:
             plots.append({"title": "Samples at each mode", "kind": "bars", "x": "mode", "y": "share, mean over seeds", "series": bars})
         loop.write_plots(run.folder, plots)
-        loop.write_maps(run.folder, maps)
+        loop.write_maps(run.folder, maps, pictures=True)
 
     def networks(self) -> dict[str, FlatParameters]:
         return {"generator": self.generator, "critic": self.critic}

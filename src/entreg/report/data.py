@@ -188,9 +188,9 @@ def _is_baseline(settings: Mapping[str, str]) -> bool:
 
 
 def _name(settings: Mapping[str, str]) -> str:
-    words = [f"coef {settings['coef']}"] if "coef" in settings else []
+    words = [f"{name} {settings[name]}" for name in COEFS if name in settings]
     words += [settings["family"]] if "family" in settings else []
-    return ", ".join([*words, *(f"{name} {value}" for name, value in settings.items() if name not in ("coef", "family"))])
+    return ", ".join([*words, *(f"{name} {value}" for name, value in settings.items() if name not in (*COEFS, "family"))])
 
 
 def text(value: Any) -> str:

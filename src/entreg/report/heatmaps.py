@@ -1,4 +1,6 @@
-"""Maps that a recipe wrote beside its records: `heatmaps.json`, a list of {"title": text, "values": rows of numbers}, drawn row 0 on top.
+"""Maps that a recipe wrote beside its records: `heatmaps.json`, a list of {"title": text, "values": rows of numbers, "picture": bool}, drawn row 0 on top.
+
+A picture is drawn in ink on paper, the largest number black, without axes.
 
 Like everything in a report they are read as far as they can be: what is no map is left out and counted.
 """
@@ -14,6 +16,7 @@ from entreg.report.figures import Figure, Metric
 
 FILE = "heatmaps.json"
 SHOWN, CELLS = 40, 40_000  # maps of a page, and cells of one of them
+APART = 24  # rows and columns up to which cells are set apart; of more one would see the gaps alone
 
 
 def read(folder: Path) -> tuple[list[Figure], list[str]]:
@@ -40,10 +43,15 @@ def _figure(given: Any) -> Figure | None:
     if all(value is None for row in cells for value in row):
         return None
     cells = [[value if value is None else float(f"{value:.5g}") for value in row] for row in cells]
-    trace = {"type": "heatmap", "z": cells, "colorscale": "Viridis", "colorbar": {"thickness": 10}, "xgap": 1, "ygap": 1}
+    trace: dict[str, Any] = {"type": "heatmap", "z": cells, "colorscale": "Viridis", "colorbar": {"thickness": 10}}
+    if max(len(cells), len(cells[0])) <= APART:
+        trace |= {"xgap": 1, "ygap": 1}
     trace["hovertemplate"] = "row %{y}, column %{x}: %{z:.4~g}<extra></extra>"
     tight: dict[str, Any] = {"title": {"text": ""}, "showgrid": False, "zeroline": False, "constrain": "domain"}  # no axis beyond the cells
     tight |= {"tick0": 0, "dtick": max(1, len(cells[0]) // 8)}
+    if given.get("picture") is True:
+        trace |= {"colorscale": "Greys", "reversescale": True, "showscale": False}
+        tight |= {"visible": False}
     axes = {"xaxis": tight, "yaxis": tight | {"autorange": "reversed", "scaleanchor": "x"}}
     title = text(given.get("title", "Map"))
     return Figure(Metric(title, title, ""), "", {"data": [trace], "layout": {**axes, "showlegend": False, "shapes": [], "annotations": []}})

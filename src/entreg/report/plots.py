@@ -42,7 +42,8 @@ def _figure(given: Any, chosen: list[Style]) -> Figure | None:
     listed = given.get("series") if kind in KINDS else None
     if not isinstance(listed, list):
         return None
-    series = [one for index, entry in enumerate(listed) if (one := _series(entry, kind, index, chosen)) is not None]
+    mixed = any(_group(entry, chosen) is not None for entry in listed)  # then no series of its own has the colour of a setting
+    series = [one for index, entry in enumerate(listed) if (one := _series(entry, kind, index + (len(chosen) if mixed else 0), chosen)) is not None]
     if not series or sum(len(trace["x"]) for of in series for trace in of) > POINTS:
         return None
     axes: dict[str, dict[str, Any]] = {axis: {"title": {"text": html.escape(text(given.get(axis, "")))}} for axis in ("x", "y")}
@@ -65,9 +66,9 @@ def _series(given: Any, kind: Any, index: int, chosen: list[Style]) -> list[dict
     x, y = columns.get("x"), columns.get("y")
     if not isinstance(x, list) or not isinstance(y, list) or not x or len(x) != len(y):
         return None
-    group = given.get("group")
-    known = isinstance(group, int) and 0 <= group < len(chosen)
-    style = chosen[group] if known else Style(PALETTE[index % len(PALETTE)])
+    group = _group(given, chosen)
+    known = group is not None
+    style = Style(PALETTE[index % len(PALETTE)]) if group is None else chosen[group]
     name = html.escape(text(given.get("name", "")))
     shared = {"name": name, "showlegend": False, "legendgroup": str(group) if known else f"own {index}", "x": [_place(value) for value in x]}
     trace = shared | {"showlegend": not known and bool(name), "y": _numbers(y), "hovertemplate": f"{name}<br>%{{x:.4~g}}, %{{y:.4~g}}<extra></extra>"}
@@ -80,6 +81,12 @@ def _series(given: Any, kind: Any, index: int, chosen: list[Style]) -> list[dict
     if words:
         trace |= {"mode": f"{mode}+text", "text": [html.escape(text(word)) for word in words], "textposition": "top center", "textfont": {"size": 10}}
     return [*_band(shared, columns, style), trace]
+
+
+def _group(given: Any, chosen: list[Style]) -> int | None:
+    """The setting whose colour a series has, None for one that stands for itself."""
+    group = given.get("group") if isinstance(given, dict) else None
+    return group if isinstance(group, int) and 0 <= group < len(chosen) else None
 
 
 def _band(shared: dict[str, Any], columns: dict[str, Any], style: Style) -> list[dict[str, Any]]:

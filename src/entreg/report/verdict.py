@@ -21,6 +21,7 @@ SCORES = (
     ("bits_per_character", -1),
     ("loss", -1),
 )  # what a run is judged by, the first that it has; -1: less is better
+PLURAL = ("answers", "modes")
 COLLAPSED = 0.05  # of the maximum entropy
 CLASSES_LOST = 0.5  # of the effective classes of the prior
 BELOW_BEST = 0.05  # of the range of scores: less than that below the best is noise
@@ -52,7 +53,7 @@ def score(data: Data) -> Score | None:
         trained, evaluated = data.series.get(name, {}), data.series.get(f"eval/{name}", {})
         if trained or evaluated:
             judged, words = (evaluated, f"evaluation {name}") if _is_final(evaluated, trained) else (trained, name)
-            return Score(name, words, sense, {member: float(values[-1]) for member, (_, values) in judged.items()}, trained or evaluated)
+            return Score(name, words.replace("_", " "), sense, {member: float(values[-1]) for member, (_, values) in judged.items()}, trained or evaluated)
     return None
 
 
@@ -91,7 +92,7 @@ def lines(data: Data) -> list[Line]:
 def _reached(data: Data, judged: Score) -> list[Line]:
     groups = [(group, interval) for group in data.groups if (interval := interval_of(group, judged.last)) is not None]
     group, interval = max(groups, key=lambda one: judged.sense * float(one[1].value))
-    by = f" with {group.name}" if group.name else ""
+    by = f" with {group.name}" if group.name and len(groups) > 1 else ""
     of = "" if len(groups) == 1 else f", the {'best' if judged.sense > 0 else 'lowest'} of {len(groups)} settings"
     return [Line("plain", f"{judged.words.capitalize()} {number(float(interval.value))} ({spread(interval)}){by}{of}.")]
 
@@ -168,7 +169,8 @@ def _collapse(data: Data, judged: Score | None) -> list[Line]:
         return [Line("good", f"Entropy did not collapse: it ended at {100 * np.mean(shares):.3g} % of its maximum{lowest}.")]
     numbers = ", ".join(map(str, fallen[:12])) + (" ..." if len(fallen) > 12 else "")
     who = f" in {len(fallen)} of {len(shares)} members ({numbers})" if len(shares) > 1 else ""
-    missed = "" if judged is None else f" while the {judged.name} is {'below the best' if judged.sense > 0 else 'above the lowest'} of the run"
+    verb = "are" if judged is not None and judged.name in PLURAL else "is"
+    missed = "" if judged is None else f" while the {judged.name} {verb} {'below the best' if judged.sense > 0 else 'above the lowest'} of the run"
     return [Line("bad", f"Entropy collapsed{who}: below 5 % of its maximum{missed}.")]
 
 

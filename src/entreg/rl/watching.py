@@ -20,7 +20,7 @@ class PolicyWatcher(Watcher):
         if largest is None and action in ("stop", "rescue"):
             raise ValueError(f"on_collapse must be off or warn, got {action!r}: {because}")
         rules = () if largest is None else (Rule("policy", largest, patience=max(2, records // 20), grace=records // 10),)
-        super().__init__(run, rules, action, members)
+        super().__init__(run, [rules] * members, action)
         self.largest = largest
         self.rescue = Rule("policy", largest, **collapse.patience(updates)) if largest is not None and action == "rescue" else None
 

@@ -272,12 +272,12 @@ def _whole(name: str, train: Part, test: Part | None, *, holdout: float, source:
     kept[held] = False
     if not len(held):
         raise ValueError(f"holdout is {holdout} of {len(known)} labelled images of {source}, which is none; legal is a share that leaves a test image")
-    _check_labels(train[1][kept], classes, f"{source} without the share {holdout} held out", empty=True)
+    _check_labels(train[1][kept], classes, f"{source} without the share {holdout} held out", empty=True, rows=False)
     return Images(name, train[0][kept], train[1][kept], train[0][held], train[1][held], classes)
 
 
-def _check_labels(label: Tensor, classes: int, source: str, *, empty: bool = False) -> None:
-    """Labels from -1 (only where `empty` classes are looked for: in training) to below `classes`; every class has one."""
+def _check_labels(label: Tensor, classes: int, source: str, *, empty: bool = False, rows: bool = True) -> None:
+    """Labels from -1 (only where `empty` classes are looked for: in training) to below `classes`; every class has one. `rows`: those of the file."""
     least = -1 if empty else 0
     wrong = (label < least) | (label >= classes)
     if bool(wrong.any()):
@@ -290,6 +290,7 @@ def _check_labels(label: Tensor, classes: int, source: str, *, empty: bool = Fal
             f"data: {source}, row {int(label.argmax())}: label {classes - 1} of {len(label)} images; legal are classes 0, 1, ... with an image each"
         )
     if empty and bool((missing := torch.bincount(label[label >= 0], minlength=classes) == 0).any()):
-        raise ValueError(f"data: {source}: class {int(missing.nonzero()[0])} has no labelled image; legal are classes with one each")
+        where = f", and row {int(label.argmax())} has label {classes - 1}" if rows else ""
+        raise ValueError(f"data: {source}: class {int(missing.nonzero()[0])} has no labelled image{where}; legal are classes 0, 1, ... with one each")
     if not len(label):
         raise ValueError(f"data: {source} has no images")

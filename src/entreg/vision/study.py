@@ -174,9 +174,11 @@ class SemiStudy(Study):
         self.terms = Terms(
             self.members, torch.from_numpy(priors).float(), steps=steps, momentum=config.marginal_momentum, rescue=config.on_collapse == "rescue"
         )
-        lowest = min(-float((prior * np.log(prior)).sum()) for prior in priors)
-        self.rules = (Rule("marginal", lowest, grace=2), Rule("conditional", math.log(self.images.classes), grace=2))
+        self.of_priors = [-float((prior * np.log(prior)).sum()) for prior in priors]
         self.plane: list[list[list[float]]] = []  # the conditional and the marginal entropy of each member, a row a record
+
+    def watched(self, member: int) -> Sequence[Rule]:
+        return Rule("marginal", self.of_priors[member], grace=2), Rule("conditional", math.log(self.images.classes), grace=2)
 
     def update(self, step: int) -> Mapping[str, Any]:
         found = super().update(step)
@@ -234,7 +236,8 @@ class SemiStudy(Study):
         series = []
         for group, (name, of) in enumerate(loop.settings(self.members).items()):
             path = np.array([[row[member][1:] for member in of] for row in self.plane]).mean(1)
-            series.append({"name": name, "group": group, "x": path[:, 0].tolist(), "y": path[:, 1].tolist()})
+            words = ["start", *[""] * (len(path) - 2), "end"][-len(path) :]
+            series.append({"name": name, "group": group, "x": path[:, 0].tolist(), "y": path[:, 1].tolist(), "text": words})
         top = math.log(self.images.classes)
         bounds = (
             {"x": [0.0, top], "y": [0.0, top], "name": "marginal = conditional: nothing is told apart"},
