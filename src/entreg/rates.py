@@ -1,12 +1,12 @@
 """A learning rate or clip range that moves once a rollout, spelled like a coefficient; never below 0."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from entreg import spelling, targets
 from entreg.control import Observed, piecewise
 
+LARGEST = 3.4e38  # of a float32
 _MOST = {"clip": 1.0, "epsilon": 1.0}  # a ratio cannot fall by more than all of it; a probability
 
 
@@ -20,7 +20,7 @@ class Schedule:
             self._controller.update(self._state, Observed(entropy=float("nan")))
         except ValueError as error:
             raise ValueError(f"{name} must be a number or a schedule such as linear(0.001, 0), got {text!r}") from error
-        most = _MOST.get(name, math.inf)
+        most = _MOST.get(name, LARGEST)
         for value in self._extremes(steps):
             if not 0 <= value <= most:
                 raise ValueError(f"{name} must stay {'at 0 or above' if value < 0 else f'at {most:g} or below'}, got {text!r}, which goes to {value:g}")

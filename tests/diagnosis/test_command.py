@@ -66,7 +66,17 @@ def test_json_is_one_object_with_findings_and_how_logs_were_read(tmp_path, capsy
     assert page["logs"][0]["columns"] == ["entropy", "reward"] and "minus the entropy" in page["logs"][0]["notes"][0]
     (finding,) = page["findings"]
     assert (finding["rule"], finding["severity"], finding["member"], finding["source"]) == ("collapsed", "fail", 0, str(tmp_path / "x.jsonl"))
-    assert len(page["rules"]) == 10
+    assert len(page["rules"]) == 10 and page["unread"] == {}
+
+
+def test_json_names_the_logs_that_could_not_be_read(tmp_path, capsys):
+    write(tmp_path / "run", collapse(40))
+    (tmp_path / "junk.csv").write_bytes(b"step,entropy\n1,low\n")
+    status, out, err = diagnose(capsys, tmp_path / "run", tmp_path / "junk.csv", tmp_path / "none", "--json")
+    page = json.loads(out)
+    assert status == 2 and len(err.splitlines()) == 2 and len(page["logs"]) == 1 and len(page["findings"]) == 1
+    assert list(page["unread"]) == [str(tmp_path / "junk.csv"), str(tmp_path / "none")]
+    assert "line 2: entropy is 'low'" in page["unread"][str(tmp_path / "junk.csv")] and "cannot be read" in page["unread"][str(tmp_path / "none")]
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,20 @@ def test_event_files_as_tensorboard_writes_them(tmp_path):
     assert log.traces[0].facts.host == "cleanrl" and log.broken is None and set(log.traces[0].columns) == {"entropy", "reward"}
 
 
+def test_members_of_a_population_are_told_apart_by_the_names_that_our_sinks_give_them(tmp_path):
+    """TensorBoard has no column for a member, nor has a W&B history: `entropy/member-1`."""
+    head = record(field(3, b"brain.Event:2"))
+    of = {b"entropy/member-0": ENTROPY, b"reward/member-0": REWARD, b"entropy/member-1": ENTROPY[::-1], b"reward/member-1": REWARD, b"loss/member-1": REWARD}
+    scalars = [scalar(tag, step, float(values[step - 1])) for step in range(1, 41) for tag, values in of.items()]
+    (tmp_path / "events.out.tfevents.1").write_bytes(head + b"".join(scalars))
+    rows = [{"_step": step, **{tag.decode(): float(values[step - 1]) for tag, values in of.items()}} for step in range(1, 41)]
+    (tmp_path / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("events.out.tfevents.1", "history.jsonl"):
+        found = {trace.member: trace.columns for trace in read(tmp_path / name).traces}
+        assert set(found) == {0, 1} and all(set(columns) == {"entropy", "reward"} for columns in found.values())
+        assert found[0]["entropy"].value[0] == pytest.approx(ENTROPY[0]) and found[1]["entropy"].value[0] == pytest.approx(ENTROPY[-1])
+
+
 def test_event_files_of_one_folder_are_one_run(tmp_path):
     """A resumed run has two, and of two halves the second looks collapsed; an evaluation has one of its own, with no entropy in it."""
     head = record(field(3, b"brain.Event:2"))

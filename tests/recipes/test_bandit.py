@@ -111,6 +111,7 @@ def test_members_are_the_runs_they_would_be_alone(tmp_path):
         ({"family": ("sparse",)}, "sparse"),
         ({"family": ("tsallis(2)",), "on_collapse": "rescue"}, r"on_collapse is rescue with family tsallis\(2\)"),
         ({"learning_rate": "-1"}, "learning_rate must stay"),
+        ({"learning_rate": "1e300"}, "learning_rate must stay"),
         ({"optimizer": "lion"}, "optimizer is 'lion'"),
     ],
 )

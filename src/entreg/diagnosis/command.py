@@ -38,22 +38,24 @@ def run(
     check_given(columns)
     if watch is not None:
         return _follow(paths, columns, known, as_json, watch, wait)
-    logs, status = [], 0
+    logs, status, unread = [], 0, dict[str, str]()
     for path in paths:
         for name, log in _logs(path, columns, known):
-            if log is None or log.broken is not None:
+            if isinstance(log, str):
+                unread[name] = log
+            elif log.broken is not None:
                 status = 2
-            if log is not None:
+            if not isinstance(log, str):
                 logs.append((name, log))
                 for note in [*log.notes, *([f"{log.broken}; what stands before is diagnosed"] if log.broken else [])]:
                     warn(f"{name}: {note}" if name not in note else note)
     results = [(name, log, diagnose_log(log)) for name, log in logs]
     if as_json:
-        print(json.dumps(_page(results)))
+        print(json.dumps(_page(results, unread)))
     for line in () if as_json else (line for result in results for line in _lines(*result)):
         print(line)
     failed = any(finding.severity == "fail" for _, _, findings in results for finding in findings)
-    return status or int(failed)
+    return 2 if unread else status or int(failed)
 
 
 def _checked(extra: Mapping[str, float | None], watch: float | None) -> dict[str, float]:
@@ -68,20 +70,20 @@ def _checked(extra: Mapping[str, float | None], watch: float | None) -> dict[str
     return known
 
 
-def _logs(path: str, columns: Sequence[str], extra: Mapping[str, float]) -> list[tuple[str, Log | None]]:
-    """Every log of a path, None where it cannot be read; what is wrong goes to stderr in one line."""
-    result: list[tuple[str, Log | None]] = []
+def _logs(path: str, columns: Sequence[str], extra: Mapping[str, float]) -> list[tuple[str, Log | str]]:
+    """Every log of a path, or what is wrong with it, which goes to stderr in one line too."""
+    result: list[tuple[str, Log | str]] = []
     try:
         files = logs_of(Path(path))
     except (BadLog, OSError) as error:
         warn(_said(error, path))
-        return [(path, None)]
+        return [(path, _said(error, path))]
     for file in files:
         try:
             result.append((str(file), facts_with(read(file, columns), extra)))
         except (BadLog, OSError) as error:
             warn(_said(error, str(file)))
-            result.append((str(file), None))
+            result.append((str(file), _said(error, str(file))))
     return result
 
 
@@ -90,7 +92,7 @@ def _said(error: Exception, path: str) -> str:
     return f"{error.filename or path}: cannot be read ({error.strerror or error})" if isinstance(error, OSError) else str(error)
 
 
-def _page(results: Sequence[tuple[str, Log, list[Finding]]]) -> dict[str, Any]:
+def _page(results: Sequence[tuple[str, Log, list[Finding]]], unread: Mapping[str, str]) -> dict[str, Any]:
     rules = [rule.__name__ for rule in DEFAULT_RULES]
     logs = [
         {
@@ -104,7 +106,8 @@ def _page(results: Sequence[tuple[str, Log, list[Finding]]]) -> dict[str, Any]:
         }
         for name, log, _ in results
     ]
-    return {"rules": rules, "logs": logs, "findings": [asdict(finding) for _, _, findings in results for finding in findings]}
+    findings = [asdict(finding) for _, _, findings in results for finding in findings]
+    return {"rules": rules, "logs": logs, "unread": unread, "findings": findings}
 
 
 def _lines(name: str, log: Log, findings: Sequence[Finding]) -> list[str]:
@@ -135,7 +138,7 @@ def _follow(paths: Sequence[str], columns: Sequence[str], extra: Mapping[str, fl
             stamp = {path: _stamp(Path(path)) for path in paths}
             if stamp != stamps:
                 stamps = stamp
-                logs = [(name, log) for path in paths for name, log in _logs(path, columns, extra) if log is not None]
+                logs = [(name, log) for path in paths for name, log in _logs(path, columns, extra) if not isinstance(log, str)]
                 findings = [finding for _, log in logs for finding in diagnose_log(log)]
                 now = {(finding.source, finding.rule, finding.member) for finding in findings}
                 for finding in findings:

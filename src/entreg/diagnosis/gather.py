@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from entreg.diagnosis.traces import Array, Column, Facts, Trace, together
 NAMES = 2000  # names of a log that are remembered, to say what there is
 MEMBERS = 4096
 SHOWN = 12
+OF_MEMBER = re.compile(r"/member-([0-9]{1,3})$")  # how our sinks call a column of a population's member
 
 
 class Log(NamedTuple):
@@ -24,6 +26,18 @@ class Log(NamedTuple):
     traces: list[Trace]
     notes: list[str]
     broken: str | None = None
+
+
+class Place(NamedTuple):
+    """Where a column goes: the run, the plain name, and the member where the column is one member's."""
+
+    run: str
+    name: str
+    member: int | None
+
+    def all(self, count: int) -> NDArray[np.int64]:
+        """The member of `count` rows."""
+        return np.full(count, self.member, np.int64)
 
 
 class Gather:
@@ -35,7 +49,7 @@ class Gather:
         self.happened: list[dict[str, Any]] = []
         self._collector = Collector()
         self._asked = {bare for column in given.values() for bare in (column, naming.signed(column)[1])}
-        self._place: dict[str, tuple[str, str] | None] = {}  # column -> run and plain name; None: of no interest
+        self._place: dict[str, Place | None] = {}  # by column; None: of no interest
         self._rows = 0
         self._clock: str | None = None
         self._skipped: list[int] = []
@@ -58,15 +72,14 @@ class Gather:
     def _clocks(self) -> tuple[str, ...]:
         return (self.given["step"],) if "step" in self.given else naming.STEPS
 
-    def _looked_up(self, name: str) -> tuple[str, str] | None:
-        """The run and the plain name of a column; the tables that W&B exports call it `run - name`, with `__MIN` and `__MAX` beside it."""
-        if name in self._asked:
-            return "", name
-        if name == self.given.get("member", naming.MEMBER):
-            return "", name
-        run, dash, bare = name.rpartition(" - ")
-        bare = naming.plain(bare if dash else name)
-        return (run, bare) if bare in naming.INTERESTING and bare not in naming.STEPS else None
+    def _looked_up(self, name: str) -> Place | None:
+        """What a column holds. The tables that W&B exports call it `run - name`, with `__MIN` and `__MAX` beside it, our sinks `name/member-3`."""
+        if name in self._asked or name == self.given.get("member", naming.MEMBER):
+            return Place("", name, None)
+        own = OF_MEMBER.search(name)
+        run, dash, bare = name[: own.start() if own else None].rpartition(" - ")
+        bare = naming.plain(bare if dash else name[: own.start() if own else None])
+        return Place(run, bare, int(own[1]) if own else None) if bare in naming.INTERESTING and bare not in naming.STEPS else None
 
     # ---------------------------------------------------------------- rows
 
@@ -79,13 +92,12 @@ class Gather:
             place = self._place.get(name)
             if place is None or name == self.given.get("member", naming.MEMBER) or name in self._clocks:
                 continue
-            run, plain = place
             lost = ~(np.abs(value) < HUGE)
             if lost.any():
                 lost &= ~blank.get(name, np.zeros(count, bool))
                 if lost.any():
-                    self._collector.lose(plain, int(lost.sum()), f"{self.unit} {lines[int(lost.argmax())]}")
-            self._collector.add_members(run, member, plain, step, value, f"{self.path}: ")
+                    self._collector.lose(place.name, int(lost.sum()), f"{self.unit} {lines[int(lost.argmax())]}")
+            self._collector.add_members(place.run, member if place.member is None else place.all(count), place.name, step, value, f"{self.path}: ")
         self._rows += count
 
     def _step(self, columns: Mapping[str, Array], count: int) -> Array:
@@ -113,11 +125,10 @@ class Gather:
         self._rows += len(step)
         place = self._place.get(name)
         if place is not None:
-            run, plain = place
             lost = ~(np.abs(value) < HUGE)
             if lost.any():
-                self._collector.lose(plain, int(lost.sum()), f"step {int(step[int(lost.argmax())])}")
-            self._collector.add_members(run, None, plain, step, value)
+                self._collector.lose(place.name, int(lost.sum()), f"step {int(step[int(lost.argmax())])}")
+            self._collector.add_members(place.run, None if place.member is None else place.all(len(step)), place.name, step, value)
 
     def passed(self, count: int) -> None:
         """Note rows that have nothing of interest."""

@@ -92,7 +92,7 @@ MORE = {
     "pseudo/accuracy": ("Pseudo-labels that are right", "share of those used"),
     "pseudo/use": ("Pseudo-labels that are used", "share of unlabelled images"),
     "conditional": ("Conditional entropy, of each prediction", "nats"),
-    "marginal": ("Marginal entropy, of the mean prediction", "nats"),
+    "marginal": ("Marginal entropy", "nats"),
     "marginal/perplexity": ("Effective classes", "perplexity of the marginal"),
     "marginal/share": ("Effective classes beside the prior's", "share"),
     "marginal/kl": ("Divergence of the marginal from the prior", "nats"),
