@@ -7,6 +7,7 @@ Trains the arms that `bench/results/NAME.csv` does not have yet and appends one 
 
 import argparse
 import importlib
+import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -104,18 +105,26 @@ def recipe_of(name: str) -> str:
     return name.partition("-")[0]
 
 
-def measured(name: str, arm: str, seeds: int, changes: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row a seed; `cpu` is the processor time of the whole arm, in seconds."""
+def measured(name: str, arm: str, seeds: int, changes: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """One row a seed, `cpu` being the processor time of the whole arm in seconds; and the points of every seed's curves, where the recipe has such."""
     recipe, study = importlib.import_module(f"entreg.recipes.{recipe_of(name)}"), STUDIES[name]
     start = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         config = recipe.Config(**{**changes, **study.arms[arm], "seeds": seeds})
         summary = recipe.train(config, Run(RunSettings(out=Path(folder), quiet=True)))
         rows = [line for line in read_records(summary.folder).lines if line["step"] == summary.step and "member" in line]
+        curves = summary.folder / "curves.json"
+        points = json.loads(curves.read_text()) if curves.exists() else []
     spent = time.process_time() - start
-    return [
+    found = [
         {"arm": arm, "seed": row["member"], "steps": summary.step, **{figure: row.get(figure, "") for figure in study.figures}, "cpu": spent} for row in rows
     ]
+    return found, [{"arm": arm, "seed": seed, **point} for seed, of in enumerate(points) for point in of]
+
+
+def curves_of(name: str) -> Path:
+    """Where a study's curves are kept."""
+    return common.RESULTS / f"{name}_curves.csv"
 
 
 def table(name: str, rows: Sequence[Mapping[str, str]]) -> str:
@@ -135,6 +144,19 @@ def table(name: str, rows: Sequence[Mapping[str, str]]) -> str:
     return common.table(["arm", "seeds", *study.figures, f"{study.judged} against the first"], lines)
 
 
+def curves(rows: Sequence[Mapping[str, str]]) -> str:
+    """Curves as a table: a line an arm and way of decoding, means over seeds."""
+    of: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
+    for row in rows:
+        of.setdefault((row["arm"], row["temperature"], row["top_p"]), []).append(row)
+    columns = [name for name in (rows[0] if rows else ()) if name in ("quality", "self_bleu", "repetition") or name.startswith("distinct_")]
+    lines = []
+    for (arm, temperature, top_p), points in of.items():
+        way = "greedy" if float(temperature) == 0 else f"{float(temperature):g}" + ("" if float(top_p) == 1 else f", top-p {float(top_p):g}")
+        lines.append([arm, way, *(f"{sum(float(point[name]) for point in points) / len(points):.3f}" for name in columns)])
+    return common.table(["arm", "temperature", *columns], lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", choices=STUDIES)
@@ -148,11 +170,15 @@ def main() -> None:
     done = {row["arm"] for row in common.read(file)}
     for arm in () if arguments.table else arguments.arm or STUDIES[name].arms:
         if arm not in done:
-            rows = measured(name, arm, arguments.seeds or STUDIES[name].seeds, changes)
+            rows, points = measured(name, arm, arguments.seeds or STUDIES[name].seeds, changes)
             common.append(file, rows, common.machine("torch", "numpy", "scikit-learn", "POT"))
+            if points:
+                common.append(curves_of(name), points, {})
     text = table(name, common.read(file))
     if arguments.table:
         common.onto_page(common.PAGES / f"{recipe_of(name)}.md", name, text)
+        if curves_of(name).exists():
+            common.onto_page(common.PAGES / f"{recipe_of(name)}.md", f"{name}-curves", curves(common.read(curves_of(name))))
     print(text)
 
 

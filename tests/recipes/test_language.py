@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import socket
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from entreg import cli
+from entreg.lm import running
 from entreg.record import read_records
 from entreg.run import NonFinite, Run, RunSettings
 from tests.faults import lasting, python, start, wait
@@ -55,6 +57,8 @@ def test_stopped_and_resumed_is_uninterrupted(name, tmp_path):
     first = trained(name, tmp_path / "cut", Halting)
     assert (first.stopped, first.step, whole.stopped, whole.step) == ("enough", 4, None, 6)
     recipe, one = config(name)
+    if name == "sft":
+        refuses_other_ranks(recipe, one, first)
     second = recipe.train(one, Run(RunSettings(resume=str(first.folder), quiet=True)))
     assert second.metrics == whole.metrics and second.stopped is None
     assert lasting(second.folder) == lasting(whole.folder)
@@ -63,6 +67,15 @@ def test_stopped_and_resumed_is_uninterrupted(name, tmp_path):
     again = recipe.train(one, Run(RunSettings(resume=str(first.folder), quiet=True)))
     assert again.metrics == whole.metrics and lasting(again.folder) == lasting(whole.folder)
     check_records(name, read_records(whole.folder).lines)
+
+
+def refuses_other_ranks(recipe, one, stopped):
+    """Two ranks would go through the data of one at twice the speed."""
+    two = SimpleNamespace(part=SimpleNamespace(of=2, rank=0), first=lambda value: value, agree=lambda reason, due: (reason, due))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "here", lambda: two)
+        with pytest.raises(ValueError, match="resume: the run has 1 ranks, and 2 were started; legal is the same number"):
+            recipe.train(one, Run(RunSettings(resume=str(stopped.folder), quiet=True)))
 
 
 def check_records(name, lines):

@@ -176,13 +176,13 @@ class Books(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         name, step = f"checkpoint-{state.global_step}", state.global_step
-        self._run.checkpoint(step, lambda: {"step": step, "trainer": name, "complete": False}, force=True)
+        self._run.checkpoint(step, lambda: {"step": step, "trainer": name, "complete": False, "ranks": here().part.of}, force=True)
 
 
 def conduct(begun: Begun, trainer: Any, record: Record) -> Summary:
     """Trains a trainer that is ready from where the run stands to its end: evaluation, training, evaluation, the model in `model/` of the run's folder.
 
-    Raises: `NonFinite` when the loss is not finite; the checkpoints are left alone.
+    Raises: `NonFinite` when the loss is not finite, the checkpoints are left alone; `ValueError` for a run of another number of ranks.
     """
     run, folder = begun.run, begun.folder
     judge = sampling.judging(begun.task, trainer.processing_class, begun.config.eval_samples, begun.seed)
@@ -191,6 +191,8 @@ def conduct(begun: Begun, trainer: Any, record: Record) -> Summary:
         return {f"eval/{name}": value for name, value in judge(trainer.model).items()}
 
     state, following = here().first(run.restore()), f"entreg train decode --model {folder / 'model'}"
+    if state is not None and not state["complete"] and state["ranks"] != here().part.of:
+        raise ValueError(f"resume: the run has {state['ranks']} ranks, and {here().part.of} were started; legal is the same number")
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Books(run, record, judged))
     if state is None:
