@@ -51,6 +51,7 @@ class Halting(Run):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("name", list(CASES))
 def test_stopped_and_resumed_is_uninterrupted(name, tmp_path):
     whole = trained(name, tmp_path / "whole")
