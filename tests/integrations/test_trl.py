@@ -270,6 +270,10 @@ def patched_forward(one):
     one.model.forward = functools.partial(one.model.forward)
 
 
+def two_gpus(one):
+    one.args._n_gpu = 2
+
+
 def smoothed(one):
     one.label_smoother = object()
 
@@ -280,6 +284,7 @@ def smoothed(one):
         ("sft", {}, unsloth, {}, "patched by Unsloth"),
         ("sft", {}, patched_forward, {}, "not TRL's fused LM head"),
         ("sft", {}, smoothed, {}, "label_smoothing_factor"),
+        ("sft", {}, two_gpus, {}, "2 GPUs in one process"),
         ("sft", {}, None, {"over": "trajectory"}, "legal is 'token'"),
         ("sft", {}, None, {"controller": TargetEntropy(5.6)}, r"its target is 5.6; legal is 0 <= target < 5.55"),
         ("sft", {}, None, {"controller": Plateau(constant(0.1), 3)}, "reads reward; SFTTrainer gives grad_share, progress"),
@@ -300,6 +305,12 @@ def test_refused_before_training(make, kind, settings, change, how, message):
     with pytest.raises(ValueError, match=message):
         attach(one, how.pop("controller", 0.1), **how)
     assert one.compute_loss == compute_loss and len(one.callback_handler.callbacks) == len(make(kind, **settings).callback_handler.callbacks)
+
+
+def test_what_a_tool_has_written_does_not_count():
+    completion, tool = torch.tensor([[1, 1, 1, 0]]), torch.tensor([[1, 0, 1, 1]])
+    assert trl._window_mask({"completion_mask": completion}).tolist() == [[True, True, True, False]]
+    assert trl._window_mask({"completion_mask": completion, "tool_mask": tool}).tolist() == [[True, False, True, False]]
 
 
 def test_only_one_controller(make):
