@@ -31,6 +31,7 @@ class Study(NamedTuple):
     seeds: int = 10
 
 
+POINTS = (0.5, 0.7, 1.0)  # temperatures of a curve that a page shows
 PLAIN = {"method": ("mutual_information",)}
 WGAN = {"loss": "wgan_gp", "critic_steps": 5}
 MODES = ("modes", "high_quality", "modes/perplexity")
@@ -145,14 +146,14 @@ def table(name: str, rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def curves(rows: Sequence[Mapping[str, str]]) -> str:
-    """Curves as a table: a line an arm and way of decoding, means over seeds."""
+    """Some points of curves as a table: a line an arm and way of decoding, means over seeds."""
     of: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
     for row in rows:
-        of.setdefault((row["arm"], row["temperature"], row["top_p"]), []).append(row)
-    columns = [name for name in (rows[0] if rows else ()) if name in ("quality", "self_bleu", "repetition") or name.startswith("distinct_")]
-    lines = []
+        if float(row["temperature"]) in POINTS:
+            of.setdefault((row["arm"], row["temperature"], row["top_p"]), []).append(row)
+    columns, lines = ("quality", "self_bleu", "distinct_2", "repetition"), []
     for (arm, temperature, top_p), points in of.items():
-        way = "greedy" if float(temperature) == 0 else f"{float(temperature):g}" + ("" if float(top_p) == 1 else f", top-p {float(top_p):g}")
+        way = f"{float(temperature):g}" + ("" if float(top_p) == 1 else f", top-p {float(top_p):g}")
         lines.append([arm, way, *(f"{sum(float(point[name]) for point in points) / len(points):.3f}" for name in columns)])
     return common.table(["arm", "temperature", *columns], lines)
 
