@@ -49,8 +49,8 @@ def soft_value(
     >>> import torch
     >>> from entreg.functional import soft_value, tsallis
     >>> q = torch.tensor([1.0, 0.7, 0.2, -0.5])
-    >>> soft_value(q, 0.6), soft_value(q, 0.6, tsallis(2))
-    (tensor(1.4014), tensor(1.1688))
+    >>> soft_value(q, 0.5), soft_value(q, 0.5, tsallis(2))
+    (tensor(1.2940), tensor(1.1225))
 
     Source: Ziebart 2010, eq. 9.1 (Shannon); Martins and Astudillo 2016 and Lee et al. 2018 (Tsallis-2, there with 1/2 (1 - sum p^2): their temperature is twice
     ours); Blondel et al. 2020, sections 3 and 4 (Tsallis and Rényi).
