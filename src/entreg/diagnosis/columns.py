@@ -31,43 +31,48 @@ class Key(NamedTuple):
 
 
 class _Series:
-    """Means of `width` values each, and the values that do not make a whole point yet."""
+    """Means of `width` values each, the sum of those that do not make a whole point yet, and what waits to be added."""
 
     def __init__(self) -> None:
         self.width = 1
         self.whole = np.empty((2, 0))
+        self.begun, self.count = np.zeros(2), 0
         self.parts: list[Array] = []
         self.waiting = 0
 
     def add(self, pairs: Array) -> None:
         self.parts.append(pairs)
         self.waiting += pairs.shape[1]
-        if self.waiting >= self.width * CAPACITY // 4 or (self.width == 1 and self.waiting >= CAPACITY):
+        if self.waiting >= CAPACITY:
             self.settle()
 
     def settle(self) -> None:
         """Make points of what waits."""
-        rest = np.concatenate(self.parts, axis=1) if self.parts else np.empty((2, 0))
-        full = rest.shape[1] // self.width * self.width
-        points = rest[:, :full].reshape(2, -1, self.width).mean(2)
-        self.whole = np.concatenate([self.whole, points], axis=1)
-        self.parts, self.waiting = [rest[:, full:]], rest.shape[1] - full
+        new = np.concatenate(self.parts, axis=1) if self.parts else np.empty((2, 0))
+        self.parts, self.waiting = [], 0
+        missing = self.width - self.count
+        if new.shape[1] >= missing:
+            first = (self.begun + new[:, :missing].sum(1)) / self.width
+            new, self.begun, self.count = new[:, missing:], np.zeros(2), 0
+            full = new.shape[1] // self.width * self.width
+            points = new[:, :full].reshape(2, -1, self.width).mean(2)
+            self.whole = np.concatenate([self.whole, first[:, None], points], axis=1)
+            new = new[:, full:]
+        self.begun, self.count = self.begun + new.sum(1), self.count + new.shape[1]
         while self.whole.shape[1] >= 2 * CAPACITY:
             self._halve()
 
     def _halve(self) -> None:
         count = self.whole.shape[1]
-        if count % 2:  # the odd one goes back to what waits
-            self.parts.insert(0, np.repeat(self.whole[:, -1:], self.width, axis=1))
-            self.waiting += self.width
+        if count % 2:  # the odd one goes back to what is begun
+            self.begun, self.count = self.begun + self.whole[:, -1] * self.width, self.count + self.width
         self.whole = self.whole[:, : count - count % 2].reshape(2, -1, 2).mean(2)
         self.width *= 2
 
     def column(self) -> Column:
         """All points by step; the last one may be of fewer values. Of several values at one step the last counts."""
         self.settle()
-        rest = self.parts[0]
-        points = np.concatenate([self.whole, rest.mean(1, keepdims=True)], axis=1) if rest.shape[1] else self.whole
+        points = np.concatenate([self.whole, (self.begun / self.count)[:, None]], axis=1) if self.count else self.whole
         order = np.argsort(points[0], kind="stable")
         step, value = points[:, order]
         last = np.append(step[1:] != step[:-1], True)
