@@ -76,20 +76,20 @@ def _logs(path: str, columns: Sequence[str], extra: Mapping[str, float]) -> list
     try:
         files = logs_of(Path(path))
     except (BadLog, OSError) as error:
-        warn(_said(error, path))
-        return [(path, _said(error, path))]
+        return [(path, _told(error, path))]
     for file in files:
         try:
             result.append((str(file), facts_with(read(file, columns), extra)))
         except (BadLog, OSError) as error:
-            warn(_said(error, str(file)))
-            result.append((str(file), _said(error, str(file))))
+            result.append((str(file), _told(error, str(file))))
     return result
 
 
-def _said(error: Exception, path: str) -> str:
-    """What is wrong, with the file's name."""
-    return f"{error.filename or path}: cannot be read ({error.strerror or error})" if isinstance(error, OSError) else str(error)
+def _told(error: Exception, path: str) -> str:
+    """What is wrong, with the file's name, once it has been said on stderr."""
+    text = f"{error.filename or path}: cannot be read ({error.strerror or error})" if isinstance(error, OSError) else str(error)
+    warn(text)
+    return text
 
 
 def _page(results: Sequence[tuple[str, Log, list[Finding]]], unread: Mapping[str, str]) -> dict[str, Any]:

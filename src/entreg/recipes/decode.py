@@ -96,12 +96,9 @@ def plots(config: Config, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, A
             found.append({"name": f"model {member}", "group": member, "x": [row[x] for row in own], "y": [row[y] for row in own], "text": words})
         return found
 
-    curve = (
-        {"title": "Quality and diversity", "x": "different right answers a prompt", "y": "pass@1", "series": lines("distinct", "pass@1")}
-        if 1 in config.k
-        else {}
-    )
-    curve |= {"caption": "Each point is a decode temperature. Up and to the right is better: right answers, and many different ones."} if curve else {}
+    words = "Each point is a decode temperature. Up and to the right is better: right answers, and many different ones."
+    curve = {"title": "Quality and diversity", "x": "different right answers a prompt", "y": "pass@1", "caption": words}
+    shown = [curve | {"series": lines("distinct", "pass@1")}] if 1 in config.k else []
     tried = [{"title": f"pass@{k}", "x": "temperature", "y": f"pass@{k}", "series": lines("temperature", f"pass@{k}")} for k in config.k]
     found = {"title": "Different right answers", "x": "temperature", "y": "answers a prompt", "series": lines("temperature", "distinct")}
-    return [*([curve] if curve else []), found, *tried]
+    return [*shown, found, *tried]
