@@ -23,6 +23,7 @@ from typing import Any
 from entreg import disk
 from entreg.record import FILE as RECORDS
 
+COEFS = ("coef", "conditional", "marginal")  # settings that weigh an entropy
 CONFIG = "config.json"
 LOCK = ".lock"
 DRY = ".dry-run-"
@@ -207,6 +208,16 @@ def hold(folder: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def setting_name(settings: Mapping[str, Any]) -> str:
+    """How closing lines and reports call a setting: coefficients and family first, the seed left out.
+
+    >>> setting_name({"bonus": "exact", "family": "shannon", "coef": "0.1", "seed": 3})
+    'coef 0.1, shannon, bonus exact'
+    """
+    words = [f"{name} {settings[name]}" for name in COEFS if name in settings] + ([str(settings["family"])] if "family" in settings else [])
+    return ", ".join([*words, *(f"{name} {value}" for name, value in settings.items() if name not in (*COEFS, "family", "seed"))])
 
 
 def warn(text: str) -> None:

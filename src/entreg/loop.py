@@ -19,13 +19,13 @@ import torch
 
 from entreg import collapse, disk, spelling, targets
 from entreg.collapse import Action, Watcher
+from entreg.folder import setting_name
 from entreg.guard import Rule
 from entreg.regularizer import EntropyRegularizer
 from entreg.run import Run, Summary
 
 Row: TypeAlias = Mapping[str, float]
 LINES = 100  # training records a member and run
-COEFS = ("coef", "conditional", "marginal")  # settings that weigh an entropy
 REWARDS = ("accuracy", "return")  # what a policy is judged by, the first that a record has
 
 
@@ -91,9 +91,7 @@ def settings(members: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
     """
     found: dict[str, list[int]] = {}
     for index, member in enumerate(told_apart(members)):
-        words = [f"{name} {member[name]}" for name in COEFS if name in member] + ([str(member["family"])] if "family" in member else [])
-        words += [f"{name} {value}" for name, value in member.items() if name not in (*COEFS, "family", "seed")]
-        found.setdefault(", ".join(words), []).append(index)
+        found.setdefault(setting_name(member), []).append(index)
     return found
 
 

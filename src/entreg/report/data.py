@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from entreg.folder import COEFS, setting_name
 from entreg.record import Record, read_records
 
 Array = NDArray[np.float64]
 Series = dict[int, tuple[Array, Array]]  # member -> steps, values; finite, ordered by step
 NOT_METRICS = frozenset({"step", "member", "time"})
-COEFS = ("coef", "conditional", "marginal")  # settings that weigh an entropy
 NOT_SETTINGS = frozenset({"member", "seed", "controller"})  # the controller is the coefficient's text, resolved
 HUGE = 1e250  # beyond it sums overflow: as good as infinite
 MAXIMUM = "entropy/maximum"  # derived, nats: entropy over its fraction of the maximum
@@ -179,18 +179,12 @@ def _groups(present: Sequence[int], listed: Mapping[int, Mapping[str, Any]]) -> 
         facts = listed.get(member, {})
         settings = tuple((str(name), text(value)) for name, value in facts.items() if name not in NOT_SETTINGS)
         sorted_in.setdefault(settings, []).append(member)
-    return [Group(_name(dict(key)), dict(key), tuple(members), _is_baseline(dict(key))) for key, members in sorted_in.items()]
+    return [Group(setting_name(dict(key)), dict(key), tuple(members), _is_baseline(dict(key))) for key, members in sorted_in.items()]
 
 
 def _is_baseline(settings: Mapping[str, str]) -> bool:
     coefs = [settings[name] for name in COEFS if name in settings]
     return bool(coefs) and all(map(is_zero, coefs))
-
-
-def _name(settings: Mapping[str, str]) -> str:
-    words = [f"{name} {settings[name]}" for name in COEFS if name in settings]
-    words += [settings["family"]] if "family" in settings else []
-    return ", ".join([*words, *(f"{name} {value}" for name, value in settings.items() if name not in (*COEFS, "family"))])
 
 
 def text(value: Any) -> str:

@@ -10,7 +10,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from entreg import statistics
-from entreg.report.data import COEFS, Data, Group, Series, finite
+from entreg.folder import COEFS
+from entreg.report.data import Data, Group, Series, finite
 from entreg.report.markup import duration, number
 
 SCORES = (

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from entreg import spelling
-from entreg.folder import plain, slug
+from entreg.folder import COEFS, plain, slug
 from entreg.run import KEPT, RunSettings
 from entreg.sweep.options import Options
 
@@ -179,7 +179,7 @@ def make(recipe: str, config: Any, settings: RunSettings, task: str, options: Op
     """
     axis = options.axis
     names = [field.name for field in fields(config)]
-    coefs = [field.name for field in fields(config) if field.name in ("coef", "conditional", "marginal")]
+    coefs = [field.name for field in fields(config) if field.name in COEFS]
     if axis not in coefs:
         raise ValueError(f"axis is {axis!r}; legal for {recipe} are {', '.join(coefs) or 'none: it has no coefficient to sweep'}")
     _check_run(settings)
